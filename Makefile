@@ -1,0 +1,52 @@
+# Two commands need nothing but Python 3.11, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: help demo run test lint types unit e2e peers soak bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sniproxy needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## seed 1's story on this machine, offline
+	$(BIN)/sniproxy demo
+
+run: $(STAMP) ## start the proxy with config/sniproxy.yaml
+	$(BIN)/sniproxy run --config config/sniproxy.yaml
+
+test: lint types peers ## lint, types, unit and end-to-end tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP) ## the tests that start no process
+	$(BIN)/python -m pytest -m 'not e2e' $(PYTEST_ARGS)
+
+e2e: $(STAMP) peers ## the tests against real peers
+	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
+
+peers: ## bring the real peers that the tests want, where the machine lets us
+	@bash tests/support/peers.sh
+
+soak: $(STAMP) ## long tests: fuzzing and load for minutes
+	$(BIN)/python -m pytest -m soak -o addopts='-ra --strict-markers' $(PYTEST_ARGS)
+
+bench: $(STAMP) ## side by side with nginx, HAProxy and Envoy
+	$(BIN)/python -m bench
+
+clean: ## remove what the build made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build
