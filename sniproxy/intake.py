@@ -1,0 +1,193 @@
+"""Intake: the first bytes of a connection, until they say who calls and what for.
+
+Reads the PROXY header where the listener requires one, then the ClientHello, and keeps every byte behind the header
+to be replayed to the upstream. A connection whose bytes are all there, which is nearly every one, never waits and is
+never counted; one that has to wait takes an undecided slot of its source, and gives it back when it is judged.
+"""
+
+import socket
+from dataclasses import dataclass
+from enum import Enum
+
+from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
+from sniproxy.identity.spiffe import Identity
+from sniproxy.net.listener import Peer, Trust
+from sniproxy.net.readiness import Readiness
+from sniproxy.net.timers import TICK
+from sniproxy.observe.scoreboard import UndecidedCounts
+from sniproxy.outcome import ConnectionEndedError, Reason
+from sniproxy.wire.client_hello import ClientHello, ClientHelloReader, HelloError, HelloFault
+from sniproxy.wire.need_more import NEED_MORE
+from sniproxy.wire.proxy_protocol import (
+    NOT_SENT,
+    NotSent,
+    ProxyHeader,
+    ProxyHeaderError,
+    SocketAddress,
+    read_proxy_header,
+)
+
+# One read. A hello with post-quantum key shares has about 1,800 bytes; larger ones take another turn.
+_READ_SIZE = 16 * 1024
+
+_HELLO_REASONS = {
+    HelloFault.NOT_TLS: Reason.NOT_TLS,
+    HelloFault.SSLV2: Reason.NOT_TLS,
+    HelloFault.TRUNCATED: Reason.CLIENT_CLOSED,
+    HelloFault.TOO_LARGE: Reason.HELLO_TOO_LARGE,
+    HelloFault.MALFORMED: Reason.MALFORMED_HELLO,
+    HelloFault.DUPLICATE_SNI: Reason.MALFORMED_HELLO,
+    HelloFault.NO_SNI: Reason.NO_SNI,
+    HelloFault.SNI_IS_IP: Reason.SNI_IS_IP,
+    HelloFault.INVALID_SNI: Reason.INVALID_SNI,
+}
+
+
+def refused_hello(error: HelloError) -> ConnectionEndedError:
+    """What a hello that cannot be used means for its connection."""
+    return ConnectionEndedError(_HELLO_REASONS[error.fault], error.detail)
+
+
+class HeaderMode(Enum):
+    """Whether a listener's connections begin with a PROXY header. It is never guessed."""
+
+    NONE = "off"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A listener, as far as its connections' stories are concerned."""
+
+    header: HeaderMode
+    trust: Trust
+    tlvs: TlvTypes
+    static: Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling. `outer_name` is the SNI of the TLS connection that brought this one, if that is known."""
+
+    identity: Identity
+    source_ip: str
+    outer_name: bytes | NotSent
+
+
+class Intake:
+    """The reading of one connection up to its hello."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        readiness: Readiness,
+        undecided: UndecidedCounts,
+        seconds: float,
+    ) -> None:
+        self._sock = sock
+        self._peer = peer
+        self._readiness = readiness
+        self._undecided = undecided
+        self._seconds = seconds
+        self._deadline = 0
+        self._source = peer.source
+        self._holds_slot = False
+        self.replay = b""  # the bytes behind the PROXY header, once the hello is whole
+        self.received = 0  # how many have come, whole or not
+
+    async def caller(self, door: Door) -> Caller:
+        """Who is calling, by the PROXY header or by the listener. Raises ConnectionEndedError."""
+        peer = self._peer
+        if door.header is HeaderMode.NONE:
+            return Caller(door.static, peer.ip, NOT_SENT)
+        if not door.trust.has(peer):
+            raise ConnectionEndedError(
+                Reason.UNTRUSTED_PEER, f"{peer.source} is not among the listener's trusted_peers"
+            )
+        header = await self._proxy_header()
+        try:
+            established = establish(header, door.tlvs, door.static)
+        except IdentityError as error:
+            raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
+        source_ip = header.source.ip if isinstance(header.source, SocketAddress) else peer.ip
+        self._count_by(source_ip or peer.source)
+        return Caller(established.principal, source_ip, established.requested_server_name)
+
+    async def _proxy_header(self) -> ProxyHeader:
+        data = b""
+        while True:
+            chunk = await self._read()
+            if not chunk:
+                raise ConnectionEndedError(Reason.CLIENT_CLOSED, _closed_early(data, "PROXY header"))
+            data += chunk
+            try:
+                header = read_proxy_header(data)
+            except ProxyHeaderError as error:
+                raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
+            if header is not NEED_MORE:
+                self.replay = data[header.size :]
+                self.received = len(self.replay)
+                return header
+
+    async def client_hello(self, limit: int) -> ClientHello:
+        """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""
+        reader = ClientHelloReader(limit)
+        chunk, read = self.replay, [self.replay]
+        try:
+            while True:
+                hello = reader.feed(chunk) if chunk else NEED_MORE
+                if hello is not NEED_MORE:
+                    self.replay = b"".join(read)
+                    return hello
+                chunk = await self._read()
+                if not chunk:
+                    reader.close()
+                self.received += len(chunk)
+                read.append(chunk)
+        except HelloError as error:
+            raise refused_hello(error) from None
+
+    async def _read(self) -> bytes:
+        """What has come, waiting for it within the time of the hello; b"" is the end."""
+        while True:
+            try:
+                return self._sock.recv(_READ_SIZE)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise ConnectionEndedError(
+                    Reason.CLIENT_CLOSED, f"the client reset the connection: {error.strerror}"
+                ) from None
+            self._take_slot()
+            try:
+                await self._readiness.edge(self._sock.fileno(), self._deadline)
+            except TimeoutError:
+                detail = f"no complete ClientHello within {self._seconds:g}s"
+                raise ConnectionEndedError(Reason.HELLO_TIMEOUT, detail) from None
+
+    def _take_slot(self) -> None:
+        if self._holds_slot:
+            return
+        if not self._undecided.enter(self._source):
+            detail = f"{self._source} has limits.undecided_per_source connections that wait to be judged"
+            raise ConnectionEndedError(Reason.CONNECTION_LIMIT, detail)
+        self._holds_slot = True
+        self._deadline = self._readiness.timers.now + round(self._seconds / TICK)
+
+    def _count_by(self, source: str) -> None:
+        """From here on the connection counts for the client behind the trusted peer, and no more for the peer."""
+        self.release()
+        self._source = source
+
+    def release(self) -> None:
+        """The connection is judged, or over: give its slot back."""
+        if self._holds_slot:
+            self._holds_slot = False
+            self._undecided.leave(self._source)
+
+
+def _closed_early(data: bytes, what: str) -> str:
+    return (
+        f"the client closed after {len(data)} bytes of the {what}" if data else f"the client closed before its {what}"
+    )

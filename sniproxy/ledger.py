@@ -1,0 +1,48 @@
+"""The ledger: begins a record for each accepted connection and tells its end exactly once, to log and metrics."""
+
+import time
+
+from sniproxy.observe.access_log import AccessLog
+from sniproxy.observe.metrics import Meter
+from sniproxy.outcome import Event, Reason
+from sniproxy.record import Record
+
+
+class Ledger:
+    """What the story of a connection reports to."""
+
+    def __init__(self, log: AccessLog, meter: Meter) -> None:
+        self._log = log
+        self.meter = meter
+        self._number = 0
+
+    def begin(self, source_ip: str) -> Record:
+        self._number += 1
+        self.meter.accepted()
+        return Record(self._number, source_ip, time.monotonic())
+
+    def hello_read(self, record: Record) -> None:
+        self.meter.hello_seconds(time.monotonic() - record.began)
+
+    def opened(self, record: Record, connecting: float) -> None:
+        """The upstream is connected; `connecting` is when dialling began."""
+        record.opened = now = time.monotonic()
+        self.meter.opened()
+        self.meter.connect_seconds(now - connecting)
+        self._log.write(record, Event.OPEN, now)
+
+    def finish(self, record: Record) -> None:
+        """The one end of a record: one line, and one count."""
+        now = time.monotonic()
+        reason = record.reason
+        self.meter.ended(reason, record.ground.policy, record.ground.rule)
+        if record.opened:
+            self.meter.connection_seconds(now - record.began)
+        self._log.write(record, reason.event, now)
+
+    def shed(self, source_ip: str) -> None:
+        """A connection that was accepted only to be closed, for want of descriptors."""
+        record = self.begin(source_ip)
+        self.meter.shed(1)
+        record.end(Reason.CONNECTION_LIMIT, "the process has no descriptors left")
+        self.finish(record)

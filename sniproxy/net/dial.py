@@ -1,0 +1,181 @@
+"""Dialling: the vetted addresses of one name, raced by Happy Eyeballs version 2 (RFC 8305, sections 4 and 5).
+
+Families alternate, IPv6 first; an attempt that fails starts the next at once, one that is slow starts it after the
+Connection Attempt Delay; the first to connect wins and the others are closed. Only these addresses are tried: they
+are the ones that the guard has judged.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from select import EPOLLERR, EPOLLHUP
+
+from sniproxy.names import ServerName
+from sniproxy.net.guard import Endpoint
+from sniproxy.net.readiness import WRITABLE, Readiness
+from sniproxy.net.timers import UNARMED
+from sniproxy.outcome import ConnectionEndedError, Reason
+from sniproxy.policy.model import Permit
+
+# RFC 8305 section 5 recommends 250 ms.
+ATTEMPT_DELAY = 0.25
+
+
+class Attempt:
+    """One connect(2). The winner's `events` say what its socket has reported so far."""
+
+    __slots__ = ("_race", "endpoint", "events", "socket")
+
+    def __init__(self, endpoint: Endpoint, sock: socket.socket, race: "_Race") -> None:
+        self.endpoint = endpoint
+        self.socket = sock
+        self.events = 0
+        self._race = race
+
+    def __call__(self, events: int) -> None:
+        self.events |= events
+        if not events & WRITABLE:
+            return
+        error = 0
+        if events & (EPOLLERR | EPOLLHUP):
+            # Both ways are closed already. Without an error of its own, it was reset before we came to look.
+            error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
+        self._race.settle(self, error)
+
+
+class _Race:
+    """The attempts of one dial, and the timer of the next step."""
+
+    def __init__(self, name: ServerName, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> None:
+        self.winner: asyncio.Future[Attempt] = readiness.loop.create_future()
+        self.slot = UNARMED
+        self._name = name
+        self._waiting = list(reversed(endpoints))
+        self._running: list[Attempt] = []
+        self._failures: list[tuple[Endpoint, int]] = []
+        self._readiness = readiness
+        self._timeout = timeout
+        self._deadline = readiness.loop.time() + timeout
+
+    def start_next(self) -> None:
+        """Start attempts until one is under way, and set the timer of what comes after it."""
+        while self._waiting:
+            endpoint = self._waiting.pop()
+            error = self._start(endpoint)
+            if error == 0:
+                left = self._deadline - self._readiness.loop.time()
+                self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left) if self._waiting else left)
+                return
+            self._failures.append((endpoint, error))
+        if not self._running:
+            self._lose()
+
+    def _start(self, endpoint: Endpoint) -> int:
+        """Begin to connect. The errno if that failed at once."""
+        try:
+            sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            return error.errno or errno.EIO
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            error_number = sock.connect_ex((endpoint.host, endpoint.port))
+        except OSError as error:
+            error_number = error.errno or errno.EIO
+        if error_number not in (0, errno.EINPROGRESS):
+            sock.close()
+            return error_number
+        attempt = Attempt(endpoint, sock, self)
+        self._running.append(attempt)
+        self._readiness.watch(sock.fileno(), attempt)
+        return 0
+
+    def settle(self, attempt: Attempt, error: int) -> None:
+        """An attempt has connected or failed. Runs inside a dispatch, so the next one starts after it."""
+        if self.winner.done() or attempt not in self._running:
+            return
+        if error == 0:
+            self.winner.set_result(attempt)
+            return
+        self._failures.append((attempt.endpoint, error))
+        self._readiness.loop.call_soon(self._replace, attempt)
+
+    def _replace(self, failed: Attempt) -> None:
+        if failed in self._running:
+            self._running.remove(failed)
+            self._close(failed)
+        if not self.winner.done():
+            self.start_next()
+
+    def expire(self) -> None:
+        if self.winner.done():
+            return
+        if self._readiness.loop.time() < self._deadline:
+            self.start_next()
+        else:
+            self._failures += [(attempt.endpoint, errno.ETIMEDOUT) for attempt in self._running]
+            self._lose()
+
+    def _lose(self) -> None:
+        self.winner.set_exception(_failure(self._name, self._failures, self._timeout))
+
+    def close(self, winner: Attempt | None) -> None:
+        """Forget the timer and every attempt but the winner."""
+        self._readiness.timers.disarm(self)
+        for attempt in self._running:
+            if attempt is not winner:
+                self._close(attempt)
+        self._running.clear()
+
+    def _close(self, attempt: Attempt) -> None:
+        self._readiness.forget(attempt.socket.fileno())
+        attempt.socket.close()
+
+
+async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> Attempt:
+    """Connect to the first of `endpoints` that answers, within `timeout` seconds in all.
+
+    The permit says that a rule allowed this. Returns the attempt that won: its socket is connected, non-blocking
+    and watched. Raises ConnectionEndedError with what became of each address.
+    """
+    race = _Race(permit.server_name, interleave(endpoints), timeout, readiness)
+    winner: Attempt | None = None
+    try:
+        race.start_next()
+        winner = await race.winner
+    finally:
+        race.close(winner)
+    return winner
+
+
+def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """RFC 8305 section 4: families alternate, IPv6 first, each in the order of the answer."""
+    if len(endpoints) == 1:
+        return list(endpoints)
+    six = [endpoint for endpoint in endpoints if endpoint.family == socket.AF_INET6]
+    four = [endpoint for endpoint in endpoints if endpoint.family == socket.AF_INET]
+    return [endpoint for endpoint in chain.from_iterable(zip_longest(six, four)) if endpoint is not None]
+
+
+def _failure(name: ServerName, failures: Sequence[tuple[Endpoint, int]], timeout: float) -> ConnectionEndedError:
+    """One failure out of all of them: refused if all refused, timed out if any ran out of time."""
+    errors = {error for _, error in failures}
+    if errors == {errno.ECONNREFUSED}:
+        reason = Reason.CONNECT_REFUSED
+    elif errno.ETIMEDOUT in errors:
+        reason = Reason.CONNECT_TIMEOUT
+    else:
+        reason = Reason.CONNECT_FAILED
+    told = [f"{_spelled(endpoint)} {_words(error, timeout)}" for endpoint, error in failures]
+    return ConnectionEndedError(reason, f"{name}: {'; '.join(told)}")
+
+
+def _words(error: int, timeout: float) -> str:
+    return f"gave no answer within {timeout:g}s" if error == errno.ETIMEDOUT else os.strerror(error).lower()
+
+
+def _spelled(endpoint: Endpoint) -> str:
+    host = f"[{endpoint.host}]" if endpoint.family == socket.AF_INET6 else endpoint.host
+    return f"{host}:{endpoint.port}"

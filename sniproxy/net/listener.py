@@ -1,0 +1,259 @@
+"""Listening: the sockets that the supervisor opens, and the accept loop of each worker.
+
+The supervisor opens every socket before it forks, so that an address in use is a start-up error with its line, and
+a worker that dies leaves its queue to its successor. A TCP address has one socket a worker (SO_REUSEPORT), between
+which the kernel spreads connections; a Unix socket is one that all workers accept from.
+"""
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
+
+from sniproxy.config.model import Listener
+from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
+
+_BACKLOG = 4096
+
+# Accept when the hello is there (tcp(7)). One second, not more: a silent client is then delivered after about that
+# time, and its timer starts.
+_DEFER_ACCEPT_SECONDS = 1
+
+# Connections accepted in one turn of the event loop at most.
+_MAX_BURST = 64
+
+# What accept(2) gives when this process, or the machine, has no room for one more connection.
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS = 0.1
+
+_UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred, unix(7)
+
+
+class Peer(NamedTuple):
+    """The other end of an accepted connection. On a Unix socket it has no address, but a user."""
+
+    ip: str
+    port: int
+    uid: int | None
+
+    @property
+    def source(self) -> str:
+        """What limits on one source count it by."""
+        return self.ip if self.uid is None else f"uid:{self.uid}"
+
+
+class Trust:
+    """Who may inject an identity on one listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._uids = {peer.uid for peer in listener.trusted_peers if isinstance(peer, Uid)}
+        self._networks = tuple(peer for peer in listener.trusted_peers if not isinstance(peer, Uid))
+        self._is_trusted_ip = lru_cache(maxsize=4096)(lambda ip: _within(ip, self._networks))
+
+    def has(self, peer: Peer) -> bool:
+        return peer.uid in self._uids if peer.uid is not None else self._is_trusted_ip(peer.ip)
+
+
+def _within(ip: str, networks: Collection[Network]) -> bool:
+    address = ip_address(ip)
+    return any(address in network for network in networks)
+
+
+class AddressInUseError(Exception):
+    """A listener cannot be opened; the message says which and why."""
+
+
+def open_listener(address: TcpAddress | UnixAddress, workers: int) -> list[socket.socket]:
+    """The listening sockets of `address`, one for each worker. Raises AddressInUseError."""
+    try:
+        if isinstance(address, UnixAddress):
+            return [_open_unix(address)] * workers
+        return _open_tcp(address, workers)
+    except OSError as error:
+        raise AddressInUseError(f"cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _open_tcp(address: TcpAddress, workers: int) -> list[socket.socket]:
+    # SO_REUSEPORT would let a second proxy of the same user share the port in silence: see first that it is free.
+    _bind_tcp(address, share=False).close()
+    sockets: list[socket.socket] = []
+    for _ in range(workers):
+        sock = _bind_tcp(address, share=True)
+        address = TcpAddress(address.host, sock.getsockname()[1])  # port 0 is chosen once, for all workers
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted sockets
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+        sock.listen(_BACKLOG)
+        sockets.append(sock)
+    return sockets
+
+
+def _bind_tcp(address: TcpAddress, *, share: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            # IPv4 peers would appear as ::ffff:a.b.c.d, and networks of trusted peers would miss them.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_unix(address: UnixAddress) -> socket.socket:
+    _remove_stale(address.path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        mask = os.umask(0o117)  # so that nobody else can connect between bind and chmod
+        try:
+            sock.bind(address.path)
+        finally:
+            os.umask(mask)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file of a process that is gone. Anything else there is not ours to touch."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.EADDRINUSE, "a file that is no socket has that path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+OnConnection = Callable[[socket.socket, Peer], None]
+
+
+class Acceptor:
+    """Accepts what comes to one listening socket, a burst in a turn.
+
+    When there is no descriptor left it neither spins nor lets the queue grow old: the spare descriptor makes room to
+    accept the connection and close it, `on_shed` counts it, and if even that fails the listener pauses.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        on_connection: OnConnection,
+        on_shed: Callable[[Peer], None],
+    ) -> None:
+        self._sock = sock
+        self._loop = loop
+        self._on_connection = on_connection
+        self._on_shed = on_shed
+        self._is_unix = sock.family == socket.AF_UNIX
+        self._burst = 1
+        self._spare = _spare_descriptor()
+        self._resumption: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._loop.add_reader(self._sock.fileno(), self._accept_burst)
+
+    def drain(self) -> None:
+        """Take what waits in the queue, then stop listening."""
+        if not self._is_unix:
+            # Connections that the kernel holds back until their hello comes would be reset by the close.
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 0)
+        while self._accept():
+            pass
+        self.close()
+
+    def close(self) -> None:
+        if self._resumption is not None:
+            self._resumption.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _accept_burst(self) -> None:
+        """Accept until the queue is empty or the burst is used up.
+
+        A burst that finds enough grows, one that finds an end starts at 1 again: at a low rate no connection pays for
+        a second accept(2) that says EAGAIN, at a high one none waits for a turn of its own.
+        """
+        for _ in range(self._burst):
+            if not self._accept():
+                self._burst = 1
+                return
+        self._burst = min(self._burst * 2, _MAX_BURST)
+
+    def _accept(self) -> bool:
+        """Accept one connection. False when none waits."""
+        try:
+            sock, address = self._sock.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # The peer is gone already (ECONNABORTED and the network errors that accept(2) passes on): next, please.
+            return self._shed() if error.errno in _NO_ROOM else True
+        sock.setblocking(False)
+        self._on_connection(sock, self._peer(sock, address))
+        return True
+
+    def _peer(self, sock: socket.socket, address: tuple[str, int]) -> Peer:
+        if self._is_unix:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return Peer("", 0, _UCRED.unpack(credentials)[1])
+        return Peer(address[0], address[1], None)
+
+    def _shed(self) -> bool:
+        """Accept and close one connection with the spare descriptor, or pause."""
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+            try:
+                sock, address = self._sock.accept()
+                with sock:
+                    self._on_shed(self._peer(sock, address))
+            except OSError:
+                pass
+            self._spare = _spare_descriptor()
+        if self._spare is not None:
+            return True
+        self._loop.remove_reader(self._sock.fileno())
+        self._resumption = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+        return False
+
+    def _resume(self) -> None:
+        self._resumption = None
+        self._spare = _spare_descriptor()
+        self.start()
+
+
+def _spare_descriptor() -> int | None:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def listener_port(sock: socket.socket) -> str:
+    """How a person names a bound socket; an IPv6 zone has no place in it."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return str(TcpAddress(str(IPv6Address(host)) if ":" in host else host, port))

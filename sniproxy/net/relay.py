@@ -1,0 +1,322 @@
+"""The relay: bytes of two sockets, each way, until both ways have ended.
+
+Each direction is a `_Flow`. Small exchanges are copied through one buffer that all connections share; a flow whose
+reads fill that buffer moves to `os.splice`, so that its bytes stay in the kernel, through a pipe that it has only
+while bytes are in it. An idle connection owns neither.
+
+What must hold, whatever the order of events:
+
+- Byte-exact: nothing is read from a source while bytes wait for its sink. That is the back-pressure, too.
+- Edge-triggered: a flow stops only at EAGAIN, at the end, or at a read that did not fill its buffer while no
+  hang-up was reported (epoll(7): the kernel will tell of what comes after). A flow that stops for its budget asks
+  for another turn.
+- Half-close: the end of one direction is passed on by shutdown(2), and the other goes on.
+- A reset is no end: the flow that meets one is over, what the peer had sent before it is still delivered, and the
+  outcome names the side.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from sniproxy.net.pipes import Pipe, PipePool
+from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
+from sniproxy.net.timers import TICK, UNARMED
+from sniproxy.outcome import Reason
+
+# One read of a copied flow. One that fills it has more behind it, and moves to splice.
+_BUFFER = bytearray(64 * 1024)
+_VIEW = memoryview(_BUFFER)
+
+_SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_SPLICE_SIZE = 1 << 20
+# A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
+_FLOWING = 16 * 1024
+# Moves in one turn, before the other connections get theirs.
+_BUDGET = 16
+
+
+class _Flow:
+    """One direction."""
+
+    __slots__ = (
+        "count",
+        "flowing",
+        "is_over",
+        "moved",
+        "pending",
+        "pipe",
+        "piped",
+        "reset",
+        "sink",
+        "source",
+    )
+
+    def __init__(self, source: socket.socket, sink: socket.socket, reset: Reason, count: Callable[[int], None]) -> None:
+        self.source = source
+        self.sink = sink
+        self.reset = reset  # the outcome if the source is reset
+        self.count = count  # told of the bytes that reached the sink
+        self.moved = 0
+        self.pending: bytes | memoryview = b""
+        self.pipe: Pipe | None = None
+        self.piped = 0
+        self.flowing = False
+        self.is_over = False
+
+    @property
+    def taken(self) -> int:
+        """Bytes read from the source."""
+        return self.moved + len(self.pending) + self.piped
+
+
+class Relay:
+    """Relays between two connected, non-blocking sockets. `run` it once; it closes neither."""
+
+    __slots__ = (
+        "_done",
+        "_down",
+        "_idle",
+        "_outcome",
+        "_pipes",
+        "_readiness",
+        "_request",
+        "_response",
+        "_touched",
+        "_up",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        downstream: socket.socket,
+        upstream: socket.socket,
+        readiness: Readiness,
+        pipes: PipePool,
+        idle: float,
+        count_received: Callable[[int], None],
+        count_sent: Callable[[int], None],
+    ) -> None:
+        self._down = downstream
+        self._up = upstream
+        self._readiness = readiness
+        self._pipes = pipes
+        self._idle = idle
+        self._request = _Flow(downstream, upstream, Reason.CLIENT_RESET, count_received)
+        self._response = _Flow(upstream, downstream, Reason.UPSTREAM_RESET, count_sent)
+        self._done: asyncio.Future[Reason] = readiness.loop.create_future()
+        self._outcome = Reason.DONE
+        self._touched = 0
+        self.slot = UNARMED
+
+    @property
+    def received(self) -> int:
+        """Bytes that came from downstream."""
+        return self._request.taken
+
+    @property
+    def sent(self) -> int:
+        """Bytes that went to downstream."""
+        return self._response.moved
+
+    async def run(self, head: bytes, heard: int) -> Reason:
+        """Relay until both directions have ended.
+
+        `head` is what was read from downstream already, and `heard` the epoll events that upstream's owner before
+        us was told of. Returns DONE, CLIENT_RESET, UPSTREAM_RESET or IDLE_TIMEOUT.
+        """
+        timers = self._readiness.timers
+        self._touched = timers.now
+        timers.arm(self, self._idle)
+        self._request.pending = head
+        try:
+            self._start(heard)
+            return await self._done
+        finally:
+            timers.disarm(self)
+            self._drop_pipe(self._request)
+            self._drop_pipe(self._response)
+
+    def _start(self, heard: int) -> None:
+        watch = self._readiness.watch
+        watch(self._up.fileno(), self._on_upstream)
+        if self._flush(self._request) and not watch(self._down.fileno(), self._on_downstream):
+            # It was watched while we waited for the hello: edges may have gone by.
+            self._pump(self._request, ended=True)
+        if heard & READABLE:
+            self._pump(self._response, ended=True)
+
+    def _on_downstream(self, events: int) -> None:
+        self._on_events(events, self._request, self._response)
+
+    def _on_upstream(self, events: int) -> None:
+        self._on_events(events, self._response, self._request)
+
+    def _on_events(self, events: int, from_it: _Flow, to_it: _Flow) -> None:
+        if self._done.done():
+            return
+        self._touched = self._readiness.timers.now
+        if events & WRITABLE and (to_it.pending or to_it.piped):
+            # What kept this flow from reading is gone, so it must look for what came meanwhile.
+            self._pump(to_it, ended=True)
+        if events & READABLE:
+            self._pump(from_it, ended=bool(events & HANGUP))
+
+    def expire(self) -> None:
+        """The idle timer is due: end, unless bytes flowed since it was armed."""
+        if self._done.done():
+            return
+        timers = self._readiness.timers
+        quiet = (timers.now - self._touched) * TICK
+        if quiet < self._idle:
+            timers.arm(self, self._idle - quiet)
+        else:
+            self._done.set_result(Reason.IDLE_TIMEOUT)
+
+    def _pump(self, flow: _Flow, *, ended: bool) -> None:
+        """Move what can be moved. `ended`: read on until EAGAIN or the end, for no event will say so again."""
+        if flow.is_over or not self._flush(flow):
+            return
+        for _ in range(_BUDGET):
+            pipe = self._lease_pipe(flow) if flow.flowing else None
+            if pipe is not None:
+                self._splice(flow, pipe)
+                return
+            size = self._copy(flow)
+            flow.flowing = size == len(_BUFFER)
+            if size == 0 or not (ended or flow.flowing):
+                return
+        self._again(flow)
+
+    def _copy(self, flow: _Flow) -> int:
+        """Copy what one read gives. The size of it; 0 when the flow cannot go on now, or has ended."""
+        try:
+            size = flow.source.recv_into(_BUFFER)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._source_reset(flow)
+            return 0
+        if size == 0:
+            self._finish(flow)
+            return 0
+        return size if self._send(flow, _VIEW[:size]) else 0
+
+    def _splice(self, flow: _Flow, pipe: Pipe) -> None:
+        """Fill the empty pipe, empty it, and so on: with an empty pipe EAGAIN can only mean the source."""
+        source, before = flow.source.fileno(), flow.moved
+        for _ in range(_BUDGET):
+            try:
+                flow.piped = os.splice(source, pipe.writer, _SPLICE_SIZE, flags=_SPLICE)
+            except BlockingIOError:
+                flow.flowing = flow.moved - before >= _FLOWING
+                self._drop_pipe(flow)
+                return
+            except OSError:
+                self._source_reset(flow)
+                return
+            if flow.piped == 0:
+                self._finish(flow)
+                return
+            if not self._flush_pipe(flow, pipe):
+                return
+        self._again(flow)
+
+    def _flush(self, flow: _Flow) -> bool:
+        """Send what waits for the sink. True when nothing waits any more."""
+        if flow.pipe is not None:
+            return self._flush_pipe(flow, flow.pipe)
+        if flow.pending:
+            waiting, flow.pending = flow.pending, b""
+            return self._send(flow, waiting)
+        return True
+
+    def _send(self, flow: _Flow, data: bytes | memoryview) -> bool:
+        """Send `data`; True if all of it went. What did not is kept, in memory of its own."""
+        try:
+            sent = flow.sink.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._sink_reset(flow)
+            return False
+        if sent:
+            flow.moved += sent
+            flow.count(sent)
+        if sent == len(data):
+            return True
+        flow.pending = bytes(data[sent:])
+        return False
+
+    def _flush_pipe(self, flow: _Flow, pipe: Pipe) -> bool:
+        """Move the pipe's bytes to the sink. True when it is empty."""
+        sink = flow.sink.fileno()
+        while flow.piped:
+            try:
+                sent = os.splice(pipe.reader, sink, flow.piped, flags=_SPLICE)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._sink_reset(flow)
+                return False
+            flow.piped -= sent
+            flow.moved += sent
+            flow.count(sent)
+        return True
+
+    def _again(self, flow: _Flow) -> None:
+        """The budget is spent: let the others have their turn, then go on."""
+        self._readiness.loop.call_soon(self._resume, flow)
+
+    def _resume(self, flow: _Flow) -> None:
+        if not self._done.done():
+            self._pump(flow, ended=True)
+
+    def _lease_pipe(self, flow: _Flow) -> Pipe | None:
+        if flow.pipe is None:
+            flow.pipe = self._pipes.lease()
+        return flow.pipe
+
+    def _drop_pipe(self, flow: _Flow) -> None:
+        if flow.pipe is None:
+            return
+        if flow.piped:
+            self._pipes.discard(flow.pipe)
+        else:
+            self._pipes.give_back(flow.pipe)
+        flow.pipe = None
+
+    def _finish(self, flow: _Flow) -> None:
+        """The source has ended and all that it sent has been passed on: pass the end on, too."""
+        flow.is_over = True
+        self._drop_pipe(flow)
+        if self._other(flow).is_over:
+            self._end()
+            return
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._outcome = self._other(flow).reset
+
+    def _source_reset(self, flow: _Flow) -> None:
+        """The source is gone, and with it the sink of the other flow."""
+        self._outcome = flow.reset
+        self._end()
+
+    def _sink_reset(self, flow: _Flow) -> None:
+        """The sink is gone. What it sent before may still wait in its buffer: the other flow reads to its end."""
+        other = self._other(flow)
+        self._outcome = other.reset
+        flow.is_over = True
+        if other.is_over:
+            self._end()
+        else:
+            self._pump(other, ended=True)
+
+    def _end(self) -> None:
+        if not self._done.done():
+            self._done.set_result(self._outcome)
+
+    def _other(self, flow: _Flow) -> _Flow:
+        return self._response if flow is self._request else self._request

@@ -1,0 +1,77 @@
+"""One coarse timer for every deadline of every connection.
+
+A timer of the event loop costs 0.6 KB and a heap entry a connection; here an entry is a place in a set, and one
+callback a tick looks at the sets that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
+for anything finer. While nothing is armed nothing ticks.
+
+An owner is its own entry: it has a `slot` and an `expire()`, and is in one slot at most.
+"""
+
+import asyncio
+import math
+from typing import Protocol
+
+TICK = 0.1  # seconds
+
+# The value of `slot` while a timer is not armed.
+UNARMED = -1
+
+
+class Timer(Protocol):
+    slot: int
+
+    def expire(self) -> None: ...
+
+
+class TimerWheel:
+    """Calls `expire()` of each armed timer within one tick after its time is up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._slots: dict[int, set[Timer]] = {}
+        self._next = self.now
+        self._ticking = False
+
+    @property
+    def now(self) -> int:
+        """The current tick."""
+        return int(self._loop.time() / TICK)
+
+    def arm(self, timer: Timer, seconds: float) -> None:
+        """Let `timer` expire in `seconds`, instead of when it would have."""
+        self.arm_at(timer, self.now + math.ceil(seconds / TICK) + 1)
+
+    def arm_at(self, timer: Timer, slot: int) -> None:
+        if timer.slot != UNARMED:
+            self.disarm(timer)
+        if not self._ticking:
+            self._ticking = True
+            self._next = self.now
+            self._loop.call_later(TICK, self._tick)
+        slot = max(slot, self._next)
+        timer.slot = slot
+        bucket = self._slots.get(slot)
+        if bucket is None:
+            self._slots[slot] = {timer}
+        else:
+            bucket.add(timer)
+
+    def disarm(self, timer: Timer) -> None:
+        """Forget `timer`; nothing happens if it is not armed."""
+        bucket = self._slots.get(timer.slot)
+        if bucket is not None:
+            bucket.discard(timer)
+        timer.slot = UNARMED
+
+    def _tick(self) -> None:
+        now = self.now
+        # Each slot up to now is visited once; a slot that is armed meanwhile is later than all of them.
+        while self._next <= now:
+            due = self._slots.pop(self._next, None)
+            self._next += 1
+            for timer in due or ():
+                timer.slot = UNARMED
+                timer.expire()
+        self._ticking = bool(self._slots)
+        if self._ticking:
+            self._loop.call_later(TICK, self._tick)

@@ -1,0 +1,234 @@
+"""The access log: what happened to each connection, one JSON object a line, with the names that Istio's logs use.
+
+Lines are gathered and written together, at the latest `_DELAY` after the first. A write never waits: what the sink
+does not take is kept up to a bound, and past that dropped and counted.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from sniproxy.config.model import Gateway
+from sniproxy.identity.spiffe import Principal
+from sniproxy.outcome import Event
+from sniproxy.record import Record
+
+_LEVELS = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
+_UNKNOWN = "unknown"
+# With the bounds on names, principals, rules and details this keeps a line within PIPE_BUF.
+_MAX_DETAIL = 512
+_MAX_ALPN = 128
+
+_DELAY = 0.05  # seconds
+_MAX_BATCH = 64 * 1024
+_MAX_WAITING = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """What every line says of this proxy: Mixer's instance, and the gateway as the source."""
+
+    instance: str
+    source: str
+    pod: str
+
+    @classmethod
+    def of(cls, gateway: Gateway, environment: Mapping[str, str]) -> "LogIdentity":
+        pod = environment.get("POD_NAME") or environment.get("HOSTNAME") or socket.gethostname()
+        source = gateway.labels.get("app", _UNKNOWN)
+        return cls(f"egress-access.logentry.{gateway.namespace}", source, pod)
+
+
+class LineFormat:
+    """Turns records into JSON lines."""
+
+    def __init__(self, identity: LogIdentity, process: str) -> None:
+        self._identity = identity
+        self._process = process
+        self._second = 0
+        self._second_text = ""
+
+    def line(self, record: Record, event: Event, now: float) -> bytes:
+        """One line, for `event` at the time `now` of the record's clock."""
+        me = self._identity
+        identity = record.identity
+        known = isinstance(identity, Principal)
+        is_refusal = event is Event.DENY
+        return orjson.dumps(
+            {
+                "level": _LEVELS[event],
+                "time": self._timestamp(),
+                "instance": me.instance,
+                "connectionEvent": event.value,
+                "connectionId": f"{self._process}-{record.number}",
+                "requestedServerName": record.server_name or _UNKNOWN,
+                "sourcePrincipal": str(identity) if known else _UNKNOWN,
+                "sourceNamespace": identity.namespace or _UNKNOWN if isinstance(identity, Principal) else _UNKNOWN,
+                "source": me.source,
+                "sourceName": me.pod,
+                "sourceWorkload": me.source,
+                "sourceIp": record.source_ip or _UNKNOWN,
+                "destinationIp": record.destination_ip or _UNKNOWN,
+                "destinationPort": record.destination_port,
+                "destinationApp": "",
+                "protocol": "tcp",
+                "receivedBytes": record.received,
+                "sentBytes": record.sent,
+                "connectionDuration": "0s" if event is Event.OPEN else f"{now - record.began:.3f}s",
+                "decision": "allow" if record.allowed else "deny" if is_refusal else "none",
+                "policy": record.ground.policy,
+                "rule": record.ground.rule,
+                "reason": "" if event is Event.OPEN else record.reason.word,
+                "responseCodeDetails": record.detail[:_MAX_DETAIL],
+                "tlsVersion": record.tls_version or _UNKNOWN,
+                "alpn": ",".join(record.alpn)[:_MAX_ALPN] if record.alpn else "",
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+    def worker_lost(self, worker: int, connections: int) -> bytes:
+        """The supervisor's line for the connections of a worker that died."""
+        return orjson.dumps(
+            {
+                "level": "error",
+                "time": self._timestamp(),
+                "instance": self._identity.instance,
+                "connectionEvent": "worker_lost",
+                "worker": worker,
+                "connections": connections,
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+    def _timestamp(self) -> str:
+        """RFC 3339 with microseconds, in UTC. The text of a second is made once."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
+
+
+class Sink:
+    """Writes batches of whole lines to one file, pipe, terminal or socket, and never waits for it.
+
+    A pipe that several workers share gets at most PIPE_BUF bytes in a write, for longer ones tear each other's lines
+    (pipe(7)); a file opened for appending takes any size at once.
+    """
+
+    def __init__(self, path: str, on_dropped: Callable[[float], None]) -> None:
+        self._fd = _open_sink(path)
+        mode = os.fstat(self._fd).st_mode
+        self._max_write = _MAX_BATCH if stat.S_ISREG(mode) else select.PIPE_BUF
+        self._lines: list[bytes] = []
+        self._waiting = 0
+        self._torn = b""  # what a write left of a line
+        self._on_dropped = on_dropped
+        self.failure = ""
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def add(self, line: bytes) -> None:
+        if self._waiting + len(line) > _MAX_WAITING:
+            self._on_dropped(1)
+            return
+        self._lines.append(line)
+        self._waiting += len(line)
+
+    def flush(self) -> None:
+        """Write what the sink takes now."""
+        while self._lines or self._torn:
+            batch, count = self._next_batch()
+            try:
+                written = os.write(self._fd, batch)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._drop_all(os.strerror(error.errno or errno.EIO))
+                return
+            self.failure = ""
+            del self._lines[:count]
+            self._torn = batch[written:]
+            self._waiting -= written
+
+    def _next_batch(self) -> tuple[bytes, int]:
+        """The bytes of the next write, and how many whole lines they take."""
+        if self._torn:
+            return self._torn, 0
+        size = count = 0
+        for line in self._lines:
+            size += len(line)
+            if size > self._max_write and count:
+                break
+            count += 1
+        return b"".join(self._lines[:count]), count
+
+    def _drop_all(self, failure: str) -> None:
+        self.failure = failure
+        self._on_dropped(len(self._lines) + bool(self._torn))
+        self._lines.clear()
+        self._torn = b""
+        self._waiting = 0
+
+    def close(self) -> None:
+        self.flush()
+        os.close(self._fd)
+
+
+def _open_sink(path: str) -> int:
+    """A descriptor that never makes a writer wait, where the kernel offers one.
+
+    /dev/stdout and /dev/stderr are the descriptors that we inherited. O_NONBLOCK belongs to the open file, which
+    others may share, so that a pipe is opened anew rather than changed under them.
+    """
+    inherited = {"/dev/stdout": 1, "/dev/stderr": 2}.get(path)
+    if inherited is None:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    if stat.S_ISFIFO(os.fstat(inherited).st_mode):
+        try:
+            return os.open(f"/proc/self/fd/{inherited}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            pass  # a pipe of another user's: writes may wait for its reader
+    return fcntl.fcntl(inherited, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+class AccessLog:
+    """A worker's log: lines of the events that the config asks for, flushed by its event loop."""
+
+    def __init__(self, form: LineFormat, sink: Sink, events: frozenset[str], loop: asyncio.AbstractEventLoop) -> None:
+        self._form = form
+        self._sink = sink
+        self._wanted = {event: event.value in events for event in Event}
+        self._loop = loop
+        self._is_due = False
+
+    def write(self, record: Record, event: Event, now: float) -> None:
+        if not self._wanted[event]:
+            return
+        self._sink.add(self._form.line(record, event, now))
+        if self._sink.waiting >= _MAX_BATCH:
+            self._sink.flush()
+        elif not self._is_due:
+            self._is_due = True
+            self._loop.call_later(_DELAY, self._flush)
+
+    def _flush(self) -> None:
+        self._sink.flush()
+        self._is_due = self._sink.waiting > 0
+        if self._is_due:
+            self._loop.call_later(_DELAY, self._flush)
+
+    def close(self) -> None:
+        self._sink.close()

@@ -1,0 +1,235 @@
+"""The metrics: one catalogue that says what there is, the meter by which a worker counts, and the sums over all.
+
+Every slot of the scoreboard is laid out from the catalogue, in its order; so is the exposition, and so is the table
+in the docs. A label takes only words that we chose or that an operator wrote into a policy, never what a client sent.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
+from sniproxy.outcome import Event, Reason
+
+
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family of time series. `values` are all that its label may be; () is a family of one series."""
+
+    name: str
+    kind: Kind
+    help: str
+    label: str = ""
+    values: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        if self.kind is Kind.HISTOGRAM:
+            return len(self.buckets) + 2  # one more for +Inf, one for the sum
+        return max(1, len(self.values))
+
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LIFETIME = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 3600.0)
+
+
+def _words(event: Event) -> tuple[str, ...]:
+    return tuple(reason.word for reason in Reason if reason.event is event)
+
+
+ACCEPTED = Metric("sniproxy_connections_accepted", Kind.COUNTER, "Connections accepted from downstream.")
+OPENED = Metric("sniproxy_connections_opened", Kind.COUNTER, "Connections allowed and connected to their upstream.")
+FAILED = Metric(
+    "sniproxy_connections_failed",
+    Kind.COUNTER,
+    "Connections that could not be served.",
+    "reason",
+    _words(Event.FAIL),
+)
+CLOSED = Metric(
+    "sniproxy_connections_closed",
+    Kind.COUNTER,
+    "Served connections that are over.",
+    "reason",
+    _words(Event.CLOSE),
+)
+LOST = Metric("sniproxy_connections_lost", Kind.COUNTER, "Connections that a worker took with it when it died.")
+ACTIVE = Metric("sniproxy_connections_active", Kind.GAUGE, "Connections accepted and not yet over.")
+BYTES = Metric("sniproxy_bytes", Kind.COUNTER, "Bytes relayed.", "direction", ("received", "sent"))
+HELLO_SECONDS = Metric(
+    "sniproxy_client_hello_seconds", Kind.HISTOGRAM, "From accept to the whole ClientHello.", buckets=_FAST
+)
+DNS_SECONDS = Metric(
+    "sniproxy_dns_seconds", Kind.HISTOGRAM, "DNS lookups that the cache could not answer.", buckets=_FAST
+)
+CONNECT_SECONDS = Metric(
+    "sniproxy_connect_seconds",
+    Kind.HISTOGRAM,
+    "From the decision's addresses to a connected upstream.",
+    buckets=_FAST,
+)
+CONNECTION_SECONDS = Metric(
+    "sniproxy_connection_seconds",
+    Kind.HISTOGRAM,
+    "From accept to close, of served connections.",
+    buckets=_LIFETIME,
+)
+DNS_CACHE = Metric(
+    "sniproxy_dns_cache_requests",
+    Kind.COUNTER,
+    "Names looked for in the cache.",
+    "result",
+    ("hit", "miss", "stale"),
+)
+LOG_DROPPED = Metric("sniproxy_access_log_dropped_lines", Kind.COUNTER, "Access log lines that could not be written.")
+SHED = Metric("sniproxy_connections_shed", Kind.COUNTER, "Connections closed at accept for want of descriptors.")
+HEARTBEAT = Metric("sniproxy_worker_heartbeat", Kind.GAUGE, "Internal.")
+SERVING = Metric("sniproxy_worker_serving", Kind.GAUGE, "Internal.")
+
+CATALOGUE = (
+    ACCEPTED,
+    OPENED,
+    FAILED,
+    CLOSED,
+    LOST,
+    ACTIVE,
+    BYTES,
+    HELLO_SECONDS,
+    DNS_SECONDS,
+    CONNECT_SECONDS,
+    CONNECTION_SECONDS,
+    DNS_CACHE,
+    LOG_DROPPED,
+    SHED,
+    HEARTBEAT,
+    SERVING,
+)
+# Slots that only the program itself reads.
+INTERNAL = frozenset({HEARTBEAT, SERVING})
+
+# Refusals are counted by policy and rule, which come and go with policies: they have a table of their own.
+DENIED = Metric("sniproxy_connections_denied", Kind.COUNTER, "Connections refused.")
+DENIED_LABELS = ("policy", "rule", "reason")
+
+_FIRST_SLOT: dict[Metric, int] = {}
+for _metric in CATALOGUE:
+    _FIRST_SLOT[_metric] = sum(metric.slots for metric in _FIRST_SLOT)
+SLOTS = sum(metric.slots for metric in CATALOGUE)
+
+
+def slot_of(metric: Metric, value: str = "") -> int:
+    """The slot of a counter or gauge, or of one value of its label."""
+    return _FIRST_SLOT[metric] + (metric.values.index(value) if value else 0)
+
+
+def new_scoreboard(workers: int) -> Scoreboard:
+    return Scoreboard(workers, SLOTS, len(DENIED_LABELS))
+
+
+Increment = Callable[[float], None]
+
+
+class Meter:
+    """Counts into one worker's row. What happens often is bound once and called."""
+
+    def __init__(self, row: Row) -> None:
+        self._slots = row.slots
+        self._denied = row.labelled()
+        self._failed = {reason: slot_of(FAILED, reason.word) for reason in Reason if reason.event is Event.FAIL}
+        self._closed = {reason: slot_of(CLOSED, reason.word) for reason in Reason if reason.event is Event.CLOSE}
+        self._accepted = slot_of(ACCEPTED)
+        self._active = slot_of(ACTIVE)
+        self._opened = slot_of(OPENED)
+        self.received = self._increment(slot_of(BYTES, "received"))
+        self.sent = self._increment(slot_of(BYTES, "sent"))
+        self.shed = self._increment(slot_of(SHED))
+        self.log_dropped = self._increment(slot_of(LOG_DROPPED))
+        self.dns_cache_hit = self._increment(slot_of(DNS_CACHE, "hit"))
+        self.dns_cache_miss = self._increment(slot_of(DNS_CACHE, "miss"))
+        self.dns_cache_stale = self._increment(slot_of(DNS_CACHE, "stale"))
+        self.hello_seconds = self._observer(HELLO_SECONDS)
+        self.dns_seconds = self._observer(DNS_SECONDS)
+        self.connect_seconds = self._observer(CONNECT_SECONDS)
+        self.connection_seconds = self._observer(CONNECTION_SECONDS)
+
+    def accepted(self) -> None:
+        slots = self._slots
+        slots[self._accepted] += 1.0
+        slots[self._active] += 1.0
+
+    def opened(self) -> None:
+        self._slots[self._opened] += 1.0
+
+    def ended(self, reason: Reason, policy: str, rule: str) -> None:
+        """One accepted connection is over, and counted as exactly one of denied, failed and closed."""
+        slots = self._slots
+        slots[self._active] -= 1.0
+        if reason.event is Event.CLOSE:
+            slots[self._closed[reason]] += 1.0
+        elif reason.event is Event.DENY:
+            self._denied.add((policy, rule, reason.word))
+        else:
+            slots[self._failed[reason]] += 1.0
+
+    def beat(self) -> None:
+        """This worker is alive, now."""
+        self._slots[slot_of(HEARTBEAT)] = time.monotonic()
+
+    def serving(self, *, yes: bool) -> None:
+        self._slots[slot_of(SERVING)] = float(yes)
+
+    def _increment(self, slot: int) -> Increment:
+        slots = self._slots
+
+        def increment(amount: float) -> None:
+            slots[slot] += amount
+
+        return increment
+
+    def _observer(self, metric: Metric) -> Callable[[float], None]:
+        slots, first, buckets = self._slots, _FIRST_SLOT[metric], metric.buckets
+        total = first + len(buckets) + 1
+
+        def observe(value: float) -> None:
+            slots[first + bisect_left(buckets, value)] += 1.0
+            slots[total] += value
+
+        return observe
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One family, summed over all workers: its series, and for a histogram the counts of buckets and the sum."""
+
+    metric: Metric
+    series: tuple[tuple[Labels, float], ...]
+    bucket_counts: tuple[float, ...] = ()
+    total: float = 0.0
+
+
+def read_samples(board: Scoreboard) -> Iterator[Sample]:
+    """Every family of the catalogue, as it stands now."""
+    for metric in CATALOGUE:
+        if metric in INTERNAL:
+            continue
+        first = _FIRST_SLOT[metric]
+        sums = [board.total(slot) for slot in range(first, first + metric.slots)]
+        if metric.kind is Kind.HISTOGRAM:
+            yield Sample(metric, (), tuple(sums[:-1]), sums[-1])
+        elif metric.values:
+            yield Sample(metric, tuple(((value,), count) for value, count in zip(metric.values, sums, strict=True)))
+        else:
+            yield Sample(metric, (((), sums[0]),))
+
+
+def denied_totals(board: Scoreboard) -> Sequence[tuple[Labels, float]]:
+    return sorted((labels, count) for labels, count in board.labelled_totals().items() if count or labels[0] != "other")

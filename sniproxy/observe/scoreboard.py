@@ -1,0 +1,130 @@
+"""The scoreboard: numbers that workers write and the admin process reads, in memory that all of them share.
+
+Each worker has a row of slots that it alone writes, so that counting takes no lock and costs an addition; whoever
+reads adds the rows up. The memory is the supervisor's, so that a worker which dies takes no count with it and its
+successor goes on where it ended: counters never go back.
+
+Slots are 8-byte floats: exact for whole numbers up to 2**53, and written at once on the machines that run this.
+"""
+
+import mmap
+from collections.abc import Iterator, Sequence
+
+_FLOAT = 8
+_LABEL_ROW = 512  # bytes for the text of one set of label values, its length in front
+_LABEL_ROWS = 512
+_SEPARATOR = "\x1f"  # ASCII's unit separator; no label value has a control character
+_UNDECIDED_SLOTS = 1 << 14
+
+Labels = tuple[str, ...]
+
+
+class LabelledCounts:
+    """Counts by label values that are only known as they come, in a table that cannot grow.
+
+    The table is a worker's own. Once it is full, the rest is counted under `other`, its last resort.
+    """
+
+    def __init__(self, memory: memoryview, counts: "memoryview[float]", width: int) -> None:
+        self._memory = memory
+        self._counts = counts
+        self._other: Labels = ("other",) * width
+        # The row of each set of labels; a worker that takes over a row finds its predecessor's here.
+        self._rows = {labels: row for row, (labels, _) in enumerate(self)}
+        if not self._rows:
+            self._add_row(self._other)
+
+    def add(self, labels: Labels) -> None:
+        row = self._rows.get(labels)
+        if row is None:
+            row = self._add_row(labels) if len(self._rows) < _LABEL_ROWS else 0
+        self._counts[row] += 1.0
+
+    def _add_row(self, labels: Labels) -> int:
+        text = _SEPARATOR.join(labels).encode()
+        if len(text) > _LABEL_ROW - 2:
+            return 0
+        row = len(self._rows)
+        start = row * _LABEL_ROW
+        self._memory[start + 2 : start + 2 + len(text)] = text
+        # The length comes last: a reader takes a row that has one as whole.
+        self._memory[start : start + 2] = len(text).to_bytes(2, "little")
+        self._rows[labels] = row
+        return row
+
+    def __iter__(self) -> Iterator[tuple[Labels, float]]:
+        for row in range(_LABEL_ROWS):
+            start = row * _LABEL_ROW
+            size = int.from_bytes(self._memory[start : start + 2], "little")
+            if size == 0:
+                return
+            text = bytes(self._memory[start + 2 : start + 2 + size]).decode()
+            yield tuple(text.split(_SEPARATOR)), self._counts[row]
+
+
+class Row:
+    """What one worker writes."""
+
+    def __init__(self, memory: memoryview, slots: int, label_width: int) -> None:
+        end_of_slots = slots * _FLOAT
+        end_of_counts = end_of_slots + _LABEL_ROWS * _FLOAT
+        end_of_labels = end_of_counts + _LABEL_ROWS * _LABEL_ROW
+        self.slots = memory[:end_of_slots].cast("d")
+        self.undecided = memory[end_of_labels:].cast("I")
+        self._counts = memory[end_of_slots:end_of_counts].cast("d")
+        self._labels = memory[end_of_counts:end_of_labels]
+        self._label_width = label_width
+
+    def labelled(self) -> LabelledCounts:
+        return LabelledCounts(self._labels, self._counts, self._label_width)
+
+
+class Scoreboard:
+    """The rows of `workers` workers, of `slots` numbers each. Made before the first fork."""
+
+    def __init__(self, workers: int, slots: int, label_width: int) -> None:
+        size = slots * _FLOAT + _LABEL_ROWS * (_FLOAT + _LABEL_ROW) + _UNDECIDED_SLOTS * 4
+        memory = memoryview(mmap.mmap(-1, size * workers))
+        self.rows = [Row(memory[size * n : size * (n + 1)], slots, label_width) for n in range(workers)]
+
+    def total(self, slot: int) -> float:
+        return sum(row.slots[slot] for row in self.rows)
+
+    def labelled_totals(self) -> dict[Labels, float]:
+        totals: dict[Labels, float] = {}
+        for row in self.rows:
+            for labels, count in row.labelled():
+                totals[labels] = totals.get(labels, 0.0) + count
+        return totals
+
+
+class UndecidedCounts:
+    """How many connections of each source wait to be judged, in all workers together.
+
+    Sources share a fixed number of counters by their hash, so the table cannot grow; two sources that fall together
+    can only make the limit come early. The hash is Python's, keyed anew in each run and inherited by workers, so that
+    nobody can aim at another's counter.
+    """
+
+    def __init__(self, rows: Sequence[Row], own: Row, limit: int) -> None:
+        self._columns = [row.undecided for row in rows]
+        self._own = own.undecided
+        self._limit = limit
+
+    def enter(self, source: str) -> bool:
+        """Count one more of `source`; False, and nothing counted, at the limit."""
+        slot = hash(source) % _UNDECIDED_SLOTS
+        if sum(column[slot] for column in self._columns) >= self._limit:
+            return False
+        self._own[slot] += 1
+        return True
+
+    def leave(self, source: str) -> None:
+        self._own[hash(source) % _UNDECIDED_SLOTS] -= 1
+
+    @staticmethod
+    def clear(row: Row) -> None:
+        """Forget what a dead worker held."""
+        for slot, count in enumerate(row.undecided):
+            if count:
+                row.undecided[slot] = 0

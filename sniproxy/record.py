@@ -1,0 +1,56 @@
+"""What is known of one connection: filled in as its story learns it, told once at the end."""
+
+from sniproxy.identity.spiffe import UNKNOWN, Identity
+from sniproxy.outcome import Reason
+from sniproxy.policy.model import NO_GROUND, Ground
+
+
+class Record:
+    """The facts of one connection. Times are of the monotonic clock, in seconds; 0.0 is "not yet".
+
+    `server_name` is the valid name, or as much of what the client sent as is fit to show, or "" while it is unknown.
+    """
+
+    __slots__ = (
+        "allowed",
+        "alpn",
+        "began",
+        "destination_ip",
+        "destination_port",
+        "detail",
+        "ech",
+        "ground",
+        "identity",
+        "number",
+        "opened",
+        "reason",
+        "received",
+        "sent",
+        "server_name",
+        "source_ip",
+        "tls_version",
+    )
+
+    def __init__(self, number: int, source_ip: str, began: float) -> None:
+        self.number = number
+        self.source_ip = source_ip
+        self.began = began
+        self.opened = 0.0
+        self.identity: Identity = UNKNOWN
+        self.server_name = ""
+        self.tls_version = ""
+        self.alpn: tuple[str, ...] = ()
+        self.ech = False
+        self.allowed = False
+        self.ground: Ground = NO_GROUND
+        self.destination_ip = ""
+        self.destination_port = 0
+        self.received = 0
+        self.sent = 0
+        self.reason = Reason.INTERNAL
+        self.detail = ""
+
+    def end(self, reason: Reason, detail: str = "") -> None:
+        """The story has ended, and why. `detail` is a sentence of facts."""
+        self.reason = reason
+        self.detail = detail

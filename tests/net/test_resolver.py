@@ -1,0 +1,685 @@
+"""The resolver, against a name server that follows a script and against a real one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import dns.message
+import dns.rcode
+import pytest
+import uvloop
+
+from sniproxy.names import ServerName
+from sniproxy.net import resolver as resolver_module
+from sniproxy.net.dns_cache import STALE_RECHECK
+from sniproxy.net.resolver import (
+    FAILURE_TTL,
+    MAX_ADDRESSES,
+    FailureKind,
+    Family,
+    Nameserver,
+    ResolutionError,
+    Resolver,
+    ResolverSettings,
+    parse_nameserver,
+    system_nameservers,
+)
+from tests.support.dns_server import Asked, Script, ScriptedServer, dnsmasq, scripted_server, unused_port
+
+NAME = ServerName("www.test")
+OTHER = ServerName("other.test")
+IPV4 = "192.0.2.1"
+IPV6 = "2001:db8::1"
+SOA = "test. {ttl} SOA ns.test. root.test. 1 3600 600 86400 {minimum}"
+
+# Long enough to be never reached on a busy machine, unless a test is about silence.
+PATIENT = 10.0
+IMPATIENT = 0.2
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Observed:
+    """A resolver's observer that writes down what it is told."""
+
+    events: list[str] = field(default_factory=list)
+
+    def hit(self) -> None:
+        self.events.append("hit")
+
+    def miss(self) -> None:
+        self.events.append("miss")
+
+    def stale(self) -> None:
+        self.events.append("stale")
+
+    def lookup(self, seconds: float, result: str) -> None:
+        self.events.append(f"lookup {result} in {seconds:g} s")
+
+
+@dataclass
+class Bench:
+    """A resolver, the server it asks, its clock and its observer."""
+
+    server: ScriptedServer
+    resolver: Resolver
+    clock: Clock
+    observed: Observed
+
+    async def addresses(self, name: ServerName = NAME) -> tuple[str, ...]:
+        return (await self.resolver.resolve(name)).addresses
+
+    def in_memory(self) -> tuple[str, ...]:
+        answer = self.resolver.cached(NAME)
+        return answer.addresses if answer else ()
+
+    async def failure(self, name: ServerName = NAME) -> ResolutionError:
+        with pytest.raises(ResolutionError) as caught:
+            await self.resolver.resolve(name)
+        return caught.value
+
+
+@asynccontextmanager
+async def bench(script: Script, *others: str, **settings: Any) -> AsyncIterator[Bench]:
+    """Everything for one test; `others` are name servers to ask first, `settings` differ from the defaults."""
+    async with scripted_server(script) as server:
+        clock, observed = Clock(), Observed()
+        chosen: dict[str, Any] = {"timeout": PATIENT, "family": Family.IPV4} | settings
+        resolver = Resolver(ResolverSettings(nameservers=(*others, server.address), **chosen), observed, clock)
+        try:
+            yield Bench(server, resolver, clock, observed)
+        finally:
+            await resolver.close()
+
+
+async def both_families(asked: Asked) -> list[bytes]:
+    """A name with one address of either family, for a minute."""
+    address = IPV6 if asked.rdtype == "AAAA" else IPV4
+    return [asked.reply(f"{asked.name}. 60 {asked.rdtype} {address}")]
+
+
+async def silence(_asked: Asked) -> list[bytes]:
+    return []
+
+
+def always(reply: Callable[[Asked], bytes]) -> Script:
+    async def script(asked: Asked) -> list[bytes]:
+        return [reply(asked)]
+
+    return script
+
+
+def refusing(rcode: dns.rcode.Rcode, soa: str = "") -> Script:
+    return always(lambda asked: asked.reply(rcode=rcode, soa=soa))
+
+
+def by_family(*, ipv4: Script, ipv6: Script) -> Script:
+    async def script(asked: Asked) -> list[bytes]:
+        return await (ipv6 if asked.rdtype == "AAAA" else ipv4)(asked)
+
+    return script
+
+
+def in_turn(*scripts: Script) -> Script:
+    """One script for each question, and the last one for the rest."""
+    remaining: Iterator[Script] = iter(scripts)
+    last = scripts[-1]
+
+    async def script(asked: Asked) -> list[bytes]:
+        return await next(remaining, last)(asked)
+
+    return script
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give the others their turns until the condition holds."""
+    async with asyncio.timeout(PATIENT):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+class TestAnswers:
+    """What a name server says, and what comes of it."""
+
+    @pytest.mark.parametrize(
+        ("family", "asked", "expected"),
+        [
+            (Family.IPV4, ["A"], (IPV4,)),
+            (Family.IPV6, ["AAAA"], (IPV6,)),
+            (Family.BOTH, ["AAAA", "A"], (IPV6, IPV4)),
+        ],
+    )
+    async def test_only_the_configured_families_are_asked_for(
+        self, family: Family, asked: list[str], expected: tuple[str, ...]
+    ) -> None:
+        async with bench(both_families, family=family) as its:
+            assert expected == await its.addresses()
+            assert sorted(asked) == sorted(asked.rdtype for asked in its.server.asked)
+
+    async def test_addresses_keep_the_order_of_the_answer(self) -> None:
+        """So that a server that rotates them spreads the load."""
+        hosts = [3, 1, 2]
+        records = [f"www.test. 60 A 192.0.2.{host}" for host in hosts]
+        async with bench(always(lambda asked: asked.reply(*records))) as its:
+            assert tuple(f"192.0.2.{host}" for host in hosts) == await its.addresses()
+
+    async def test_families_alternate(self) -> None:
+        """So that whoever takes the first few gets some of each."""
+        ipv4 = always(lambda asked: asked.reply("www.test. 60 A 192.0.2.1"))
+        ipv6 = always(lambda asked: asked.reply("www.test. 60 AAAA 2001:db8::1", "www.test. 60 AAAA 2001:db8::2"))
+        async with bench(by_family(ipv4=ipv4, ipv6=ipv6), family=Family.BOTH) as its:
+            assert ("2001:db8::1", "192.0.2.1", "2001:db8::2") == await its.addresses()
+
+    async def test_an_answer_of_hundreds_is_cut(self) -> None:
+        first = int(IPv4Address("198.18.0.1"))
+        records = [f"www.test. 60 A {IPv4Address(first + host)}" for host in range(300)]
+        script = in_turn(always(Asked.truncated), always(lambda asked: asked.reply(*records)))
+        async with bench(script) as its:
+            assert MAX_ADDRESSES == len(await its.addresses())
+
+    async def test_a_chain_of_aliases_is_followed_and_lives_as_long_as_its_shortest_link(self) -> None:
+        chain = ("www.test. 60 CNAME a.test.", "a.test. 7 CNAME b.test.", f"b.test. 60 A {IPV4}")
+        async with bench(always(lambda asked: asked.reply(*chain))) as its:
+            answer = await its.resolver.resolve(NAME)
+            assert ((IPV4,), 7) == (answer.addresses, answer.ttl)
+
+    async def test_aliases_that_go_round_in_a_circle_are_a_failure(self) -> None:
+        circle = ("www.test. 60 CNAME a.test.", "a.test. 60 CNAME www.test.")
+        async with bench(always(lambda asked: asked.reply(*circle))) as its:
+            assert FailureKind.FAILED is (await its.failure()).kind
+
+    async def test_names_are_absolute(self) -> None:
+        """No search domain is ever appended, not even to a name without a dot."""
+        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+            await its.failure(ServerName("kubernetes"))
+            assert ["kubernetes"] == [asked.name for asked in its.server.asked]
+
+    async def test_a_truncated_answer_is_fetched_by_tcp(self) -> None:
+        async def script(asked: Asked) -> list[bytes]:
+            return [asked.truncated()] if asked.transport == "udp" else await both_families(asked)
+
+        async with bench(script) as its:
+            assert (IPV4,) == await its.addresses()
+            assert [("A", "udp"), ("A", "tcp")] == its.server.questions()
+
+    async def test_a_name_that_does_not_exist(self) -> None:
+        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+            failure = await its.failure()
+            assert FailureKind.NXDOMAIN is failure.kind
+            assert f"www.test cannot be resolved: {its.server.address} answered NXDOMAIN" == str(failure)
+
+    async def test_a_name_without_addresses_counts_as_one_that_does_not_exist(self) -> None:
+        async with bench(refusing(dns.rcode.NOERROR), family=Family.BOTH) as its:
+            failure = await its.failure()
+            assert FailureKind.NXDOMAIN is failure.kind
+            assert "the name exists and has no addresses (NODATA)" == failure.detail
+
+
+class TestForgery:
+    """A reply counts only if it fits the question; others are passed over, and the right one is waited for."""
+
+    @staticmethod
+    def forged(asked: Asked) -> dict[str, bytes]:
+        genuine = asked.reply("www.test. 60 A 203.0.113.66")
+        other_name = dns.message.make_query("other.test.", asked.rdtype, id=asked.query.id)
+        other = Asked("other.test", asked.rdtype, "udp", other_name)
+        return {
+            "another identifier": bytes([genuine[0] ^ 1]) + genuine[1:],
+            "another question": other.reply("other.test. 60 A 203.0.113.66"),
+            "not a reply": asked.query.to_wire(),
+            "no DNS message": b"\x00" * 5,
+            "cut off": genuine[:-3],
+        }
+
+    @pytest.mark.parametrize(
+        "kind", ["another identifier", "another question", "not a reply", "no DNS message", "cut off"]
+    )
+    async def test_a_forged_reply_is_passed_over(self, kind: str) -> None:
+        async def script(asked: Asked) -> list[bytes]:
+            return [self.forged(asked)[kind], *await both_families(asked)]
+
+        async with bench(script) as its:
+            assert (IPV4,) == await its.addresses()
+
+
+class TestFamilies:
+    """A slow or broken family delays nobody and fails no name that the other family has."""
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            silence,
+            refusing(dns.rcode.SERVFAIL),
+            refusing(dns.rcode.NOERROR),
+            refusing(dns.rcode.NXDOMAIN),  # RFC 4074 section 4.2
+        ],
+        ids=["silent", "failing", "without addresses", "denied"],
+    )
+    @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+    async def test_one_family_is_enough(self, broken: Script, family: str) -> None:
+        scripts = {"ipv4": both_families, "ipv6": both_families} | {family: broken}
+        async with bench(by_family(**scripts), family=Family.BOTH) as its:
+            assert ((IPV6,) if family == "ipv4" else (IPV4,)) == await its.addresses()
+
+    async def test_a_late_family_is_added_to_the_answer(self) -> None:
+        """Who asked went on without it; who asks later has both, for as long as the answer lives."""
+        release = asyncio.Event()
+
+        async def late(asked: Asked) -> list[bytes]:
+            await release.wait()
+            return await both_families(asked)
+
+        async with bench(by_family(ipv4=both_families, ipv6=late), family=Family.BOTH) as its:
+            assert (IPV4,) == await its.addresses()
+            release.set()
+            await until(lambda: its.in_memory() == (IPV6, IPV4))
+            its.clock.now += 60
+            assert its.resolver.cached(NAME) is None
+
+    @pytest.mark.parametrize(
+        ("one", "other", "expected"),
+        [
+            (refusing(dns.rcode.NXDOMAIN), silence, FailureKind.NXDOMAIN),
+            (refusing(dns.rcode.NXDOMAIN), refusing(dns.rcode.SERVFAIL), FailureKind.NXDOMAIN),
+            (refusing(dns.rcode.NOERROR), silence, FailureKind.TIMEOUT),
+            (refusing(dns.rcode.NOERROR), refusing(dns.rcode.SERVFAIL), FailureKind.FAILED),
+            (refusing(dns.rcode.NOERROR), refusing(dns.rcode.NOERROR), FailureKind.NXDOMAIN),
+            (silence, silence, FailureKind.TIMEOUT),
+        ],
+        ids=[
+            "a denial of the name holds for both families (silence)",
+            "a denial of the name holds for both families (failure)",
+            "no addresses of one family do not tell of the silent one",
+            "no addresses of one family do not tell of the failing one",
+            "no addresses of either",
+            "no reply for either",
+        ],
+    )
+    async def test_when_neither_has_addresses(self, one: Script, other: Script, expected: FailureKind) -> None:
+        for script in (by_family(ipv4=one, ipv6=other), by_family(ipv4=other, ipv6=one)):
+            async with bench(script, family=Family.BOTH, timeout=IMPATIENT) as its:
+                assert expected is (await its.failure()).kind
+
+
+class TestServers:
+    """Several name servers, some of them broken."""
+
+    @pytest.mark.parametrize(
+        "broken",
+        [silence, refusing(dns.rcode.SERVFAIL), refusing(dns.rcode.REFUSED), refusing(dns.rcode.NOTIMP)],
+        ids=["silent", "SERVFAIL", "REFUSED", "NOTIMP"],
+    )
+    async def test_the_next_server_is_asked(self, broken: Script) -> None:
+        async with (
+            scripted_server(broken) as first,
+            bench(both_families, first.address, timeout=1.0) as its,
+        ):
+            assert (IPV4,) == await its.addresses()
+            assert [("A", "udp")] == its.server.questions()
+
+    async def test_a_server_that_is_not_there_is_passed_at_once(self) -> None:
+        """The kernel reports that nothing listens; no timeout is waited for."""
+        async with bench(both_families, f"127.0.0.1:{unused_port()}", timeout=3600) as its:
+            assert (IPV4,) == await its.addresses()
+
+    async def test_a_denial_of_the_first_server_stands(self) -> None:
+        async with (
+            scripted_server(refusing(dns.rcode.NXDOMAIN)) as first,
+            bench(both_families, first.address) as its,
+        ):
+            assert FailureKind.NXDOMAIN is (await its.failure()).kind
+            assert [] == its.server.asked
+
+    async def test_a_lost_question_is_asked_again(self) -> None:
+        async with bench(in_turn(silence, both_families), timeout=1.0) as its:
+            assert (IPV4,) == await its.addresses()
+            assert [("A", "udp")] * 2 == its.server.questions()
+
+    async def test_a_slow_reply_is_taken_although_the_question_was_asked_again(self) -> None:
+        """A recursive server that needs a second must not be punished by asking from a new socket."""
+        asked_again = asyncio.Event()
+
+        async def slow(asked: Asked) -> list[bytes]:
+            await asked_again.wait()
+            return await both_families(asked)
+
+        async def again(_asked: Asked) -> list[bytes]:
+            asked_again.set()
+            return []
+
+        async with bench(in_turn(slow, again), timeout=2.0) as its:
+            assert (IPV4,) == await its.addresses()
+
+    async def test_the_second_question_does_without_edns(self) -> None:
+        async with bench(refusing(dns.rcode.FORMERR)) as its:
+            await its.failure()
+            assert [(0, 1232), (-1, 0)] == [(asked.query.edns, asked.query.payload) for asked in its.server.asked]
+
+    async def test_silence_is_a_timeout(self) -> None:
+        async with bench(silence, timeout=IMPATIENT) as its:
+            failure = await its.failure()
+            assert (FailureKind.TIMEOUT, "no answer within 0.2 s") == (failure.kind, failure.detail)
+
+    async def test_a_failure_names_the_servers_that_failed(self) -> None:
+        async with (
+            scripted_server(refusing(dns.rcode.REFUSED)) as first,
+            bench(refusing(dns.rcode.SERVFAIL), first.address) as its,
+        ):
+            failure = await its.failure()
+            expected = f"{first.address} answered REFUSED; {its.server.address} answered SERVFAIL"
+            assert (FailureKind.FAILED, expected) == (failure.kind, failure.detail)
+
+    async def test_a_connection_that_ends_early_is_a_failure(self) -> None:
+        async def script(asked: Asked) -> list[bytes]:
+            return [asked.truncated()] if asked.transport == "udp" else []
+
+        async with bench(script) as its:
+            failure = await its.failure()
+            assert (FailureKind.FAILED, f"{its.server.address}: EOF") == (failure.kind, failure.detail)
+
+
+def with_ttl(ttl: int) -> Script:
+    return always(lambda asked: asked.reply(f"{asked.name}. {ttl} A {IPV4}"))
+
+
+class TestTimeToLive:
+    """For how long an outcome is remembered."""
+
+    @pytest.mark.parametrize(
+        ("case", "script", "expected"),
+        [
+            ("an answer lives as long as it says", with_ttl(60), 60),
+            ("but not less than min_ttl", with_ttl(0), 1),
+            ("nor more than max_ttl", with_ttl(86400), 300),
+            ("a denial lives for negative_ttl", refusing(dns.rcode.NXDOMAIN), 5),
+            ("a shorter minimum of the SOA counts", refusing(dns.rcode.NXDOMAIN, SOA.format(ttl=60, minimum=2)), 2),
+            ("a shorter life of the SOA counts", refusing(dns.rcode.NXDOMAIN, SOA.format(ttl=3, minimum=60)), 3),
+            ("a longer SOA does not", refusing(dns.rcode.NOERROR, SOA.format(ttl=900, minimum=900)), 5),
+            ("a failure is held for a second", refusing(dns.rcode.SERVFAIL), FAILURE_TTL),
+        ],
+    )  # fmt: skip
+    async def test_remembered_for(self, case: str, script: Script, expected: float) -> None:
+        async with bench(script) as its:
+            await asyncio.gather(its.resolver.resolve(NAME), return_exceptions=True)
+            asked = len(its.server.asked)
+            its.clock.now += expected - 0.001
+            await asyncio.gather(its.resolver.resolve(NAME), return_exceptions=True)
+            assert asked == len(its.server.asked), case
+            its.clock.now += 0.001
+            await asyncio.gather(its.resolver.resolve(NAME), return_exceptions=True)
+            assert asked < len(its.server.asked), case
+
+    async def test_a_changed_record_is_seen_when_the_old_one_expires(self) -> None:
+        moved = always(lambda asked: asked.reply(f"{asked.name}. 60 A 192.0.2.2"))
+        async with bench(in_turn(both_families, moved)) as its:
+            before = await its.addresses()
+            its.clock.now += 60
+            assert ((IPV4,), ("192.0.2.2",)) == (before, await its.addresses())
+
+    async def test_a_failure_in_memory_is_raised_without_a_lookup(self) -> None:
+        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+            first = await its.failure()
+            with pytest.raises(ResolutionError) as caught:
+                its.resolver.cached(NAME)
+            assert (str(first), 1) == (str(caught.value), len(its.server.asked))
+
+
+class TestAskers:
+    """Many connections, few lookups."""
+
+    async def test_concurrent_askers_share_one_lookup(self) -> None:
+        async with bench(both_families) as its:
+            answers = await asyncio.gather(*(its.resolver.resolve(NAME) for _ in range(50)))
+            assert ({(IPV4,)}, 1) == ({answer.addresses for answer in answers}, len(its.server.asked))
+
+    async def test_an_asker_that_gives_up_leaves_the_lookup_to_the_others(self) -> None:
+        asked = asyncio.Event()
+        release = asyncio.Event()
+
+        async def script(question: Asked) -> list[bytes]:
+            asked.set()
+            await release.wait()
+            return await both_families(question)
+
+        async with bench(script) as its:
+            first, second = (asyncio.create_task(its.resolver.resolve(NAME)) for _ in range(2))
+            await asked.wait()
+            first.cancel()
+            await asyncio.wait([first])
+            release.set()
+            assert ((IPV4,), True) == ((await second).addresses, first.cancelled())
+
+    async def test_the_last_asker_that_gives_up_leaves_the_answer_to_the_cache(self) -> None:
+        asked = asyncio.Event()
+        release = asyncio.Event()
+
+        async def script(question: Asked) -> list[bytes]:
+            asked.set()
+            await release.wait()
+            return await both_families(question)
+
+        async with bench(script) as its:
+            only = asyncio.create_task(its.resolver.resolve(NAME))
+            await asked.wait()
+            only.cancel()
+            await asyncio.wait([only])
+            release.set()
+            await until(lambda: its.resolver.cached(NAME) is not None)
+            assert (IPV4,) == await its.addresses()
+
+    async def test_lookups_under_way_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One more name is refused at once, and not remembered as failed; who joins a lookup is not refused."""
+        monkeypatch.setattr(resolver_module, "MAX_LOOKUPS", 1)
+        release = asyncio.Event()
+
+        async def script(asked: Asked) -> list[bytes]:
+            await release.wait()
+            return await both_families(asked)
+
+        async with bench(script) as its:
+            first, joining = (asyncio.create_task(its.resolver.resolve(NAME)) for _ in range(2))
+            await until(lambda: bool(its.server.asked))
+            failure = await its.failure(OTHER)
+            assert (FailureKind.FAILED, "1 lookups are under way") == (failure.kind, failure.detail)
+            release.set()
+            assert [(IPV4,), (IPV4,)] == [answer.addresses for answer in await asyncio.gather(first, joining)]
+            assert (IPV4,) == await its.addresses(OTHER)
+
+    async def test_the_cache_is_bounded(self) -> None:
+        async with bench(both_families, cache_size=1) as its:
+            await its.addresses(NAME)
+            await its.addresses(OTHER)
+            assert its.resolver.cached(NAME) is None
+
+    async def test_close_ends_what_is_under_way(self) -> None:
+        async with bench(silence) as its:
+            asker = asyncio.create_task(its.resolver.resolve(NAME))
+            await until(lambda: bool(its.server.asked))
+            await its.resolver.close()
+            await asyncio.wait([asker])
+            assert asker.cancelled()
+
+
+class TestStale:
+    """With `stale_ttl`, an expired answer serves while no name server replies (RFC 8767)."""
+
+    async def test_an_expired_answer_serves_while_the_servers_are_down(self) -> None:
+        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+            await its.addresses()
+            its.server.script = silence
+            its.clock.now += 61
+            assert (IPV4,) == await its.addresses()
+
+    async def test_only_the_first_asker_waits_for_the_timeout(self) -> None:
+        """Until the recheck the others get the answer from memory; the recheck goes on behind their backs."""
+        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+            await its.addresses()
+            its.server.script = silence
+            its.clock.now += 61
+            await its.addresses()
+            asked = len(its.server.asked)
+            its.clock.now += STALE_RECHECK - 1
+            assert ((IPV4,), asked) == (await its.addresses(), len(its.server.asked))
+
+            its.server.script = both_families
+            its.clock.now += 1
+            stale = its.resolver.cached(NAME)
+            await until(lambda: its.observed.events[-1].startswith("lookup"))
+            assert stale is not None
+            assert ((IPV4,), asked + 1) == (stale.addresses, len(its.server.asked))
+            its.clock.now += 59
+            assert (IPV4,) == await its.addresses()
+
+    async def test_an_expired_answer_serves_for_stale_ttl_at_most(self) -> None:
+        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+            await its.addresses()
+            its.server.script = silence
+            its.clock.now += 660
+            assert FailureKind.TIMEOUT is (await its.failure()).kind
+
+    async def test_without_stale_ttl_it_never_serves(self) -> None:
+        async with bench(both_families, timeout=IMPATIENT) as its:
+            await its.addresses()
+            its.server.script = silence
+            its.clock.now += 61
+            assert FailureKind.TIMEOUT is (await its.failure()).kind
+
+    async def test_a_name_that_is_gone_is_gone(self) -> None:
+        """A live server that denies the name beats any memory."""
+        async with bench(both_families, stale_ttl=600) as its:
+            await its.addresses()
+            its.server.script = refusing(dns.rcode.NXDOMAIN)
+            its.clock.now += 61
+            assert FailureKind.NXDOMAIN is (await its.failure()).kind
+
+
+class TestObserver:
+    """What the metrics are told."""
+
+    async def test_misses_lookups_and_hits(self) -> None:
+        async with bench(both_families) as its:
+            await its.addresses()
+            await its.addresses()
+            its.resolver.cached(NAME)
+            its.resolver.cached(OTHER)
+            assert ["miss", "lookup ok in 0 s", "hit", "hit"] == its.observed.events
+
+    @pytest.mark.parametrize(
+        ("script", "result"),
+        [
+            (silence, "timeout"),
+            (refusing(dns.rcode.NXDOMAIN), "nxdomain"),
+            (refusing(dns.rcode.SERVFAIL), "failed"),
+        ],
+        ids=["silence", "a denial", "a failure"],
+    )
+    async def test_what_a_lookup_came_to(self, script: Script, result: str) -> None:
+        async with bench(script, timeout=IMPATIENT) as its:
+            await its.failure()
+            assert ["miss", f"lookup {result} in 0 s"] == its.observed.events
+
+    async def test_stale_answers(self) -> None:
+        async with bench(both_families, stale_ttl=600) as its:
+            await its.addresses()
+            its.server.script = refusing(dns.rcode.SERVFAIL)
+            its.clock.now += 61
+            await its.addresses()
+            await its.addresses()
+            expected = ["miss", "lookup ok in 0 s", "miss", "lookup failed in 0 s", "stale", "stale"]
+            assert expected == its.observed.events
+
+
+class TestNameservers:
+    """How a name server is written."""
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("8.8.8.8", Nameserver("8.8.8.8", 53)),
+            ("8.8.8.8:5353", Nameserver("8.8.8.8", 5353)),
+            ("2001:4860:4860::8888", Nameserver("2001:4860:4860::8888", 53)),
+            ("[2001:4860:4860::8888]", Nameserver("2001:4860:4860::8888", 53)),
+            ("[2001:4860:4860::8888]:5353", Nameserver("2001:4860:4860::8888", 5353)),
+        ],
+    )
+    def test_forms(self, text: str, expected: Nameserver) -> None:
+        assert expected == parse_nameserver(text)
+
+    @pytest.mark.parametrize(
+        "text", ["", "dns.google", "8.8.8.8:", "8.8.8.8:0", "8.8.8.8:65536", "[8.8.8.8]:53", "[::1]53", "[::1", "::1]:53"]
+    )  # fmt: skip
+    def test_anything_else_is_an_error(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r".+"):
+            parse_nameserver(text)
+
+    def test_those_of_the_system(self, tmp_path: Path) -> None:
+        """resolv.conf(5): the first three count; search domains and options do not concern us."""
+        path = tmp_path / "resolv.conf"
+        path.write_text(
+            "# written by the kubelet\nsearch default.svc.cluster.local\noptions ndots:5\n"
+            "nameserver 10.96.0.10\nnameserver\nnameserver dns.google\n"
+            "nameserver ::1\nnameserver 8.8.8.8\nnameserver 8.8.4.4\n"
+        )
+        expected = (Nameserver("10.96.0.10", 53), Nameserver("::1", 53), Nameserver("8.8.8.8", 53))
+        assert expected == system_nameservers(path)
+
+    def test_without_any_the_one_on_this_host_is_asked(self, tmp_path: Path) -> None:
+        assert (Nameserver("127.0.0.1", 53),) == system_nameservers(tmp_path / "missing")
+
+
+@pytest.mark.e2e
+class TestDnsmasq:
+    """A real name server, by asyncio's own loop and by uvloop."""
+
+    RECORDS = (
+        "local=/test/",
+        f"host-record=www.test,{IPV4},{IPV6},77",
+        "cname=alias.test,www.test",
+        *(f"host-record=many.test,198.18.0.{host}" for host in range(1, 101)),
+    )
+
+    @staticmethod
+    async def story(nameserver: str) -> dict[str, object]:
+        resolver = Resolver(ResolverSettings(nameservers=(nameserver,), timeout=PATIENT))
+
+        async def outcome(name: str) -> object:
+            try:
+                answer = await resolver.resolve(ServerName(name))
+            except ResolutionError as error:
+                return error.kind
+            return answer.addresses
+
+        many = await resolver.resolve(ServerName("many.test"))
+        return {
+            "a name of both families": await outcome("www.test"),
+            "its time to live": (await resolver.resolve(NAME)).ttl,
+            "an alias": await outcome("alias.test"),
+            "an answer too long for UDP": len(many.addresses),
+            "a name that does not exist": await outcome("missing.test"),
+            "a name of others": await outcome("www.example.com"),
+        }
+
+    EXPECTED: dict[str, object] = {
+        "a name of both families": (IPV6, IPV4),
+        "its time to live": 77,
+        "an alias": (IPV6, IPV4),
+        "an answer too long for UDP": MAX_ADDRESSES,
+        "a name that does not exist": FailureKind.NXDOMAIN,
+        "a name of others": FailureKind.FAILED,
+    }
+
+    @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+    def test_the_same_story_on_either_loop(self, run: Callable[[Awaitable[Any]], Any]) -> None:
+        with dnsmasq(*self.RECORDS) as nameserver:
+            assert run(self.story(nameserver)) == self.EXPECTED
