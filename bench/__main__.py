@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from bench.workloads import DEFAULT_WORKLOADS, FULL, QUICK, WORKLOADS, Sample, S
 
 def main() -> int:
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the proxies stop too
     scale = _scale(arguments)
     programs = _find(arguments.peers)
     if not programs:
@@ -39,21 +41,13 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--quick", action="store_true", help="less work and fewer rounds: a minute for two peers"
-    )
-    parser.add_argument(
-        "--peers", type=_names(RECIPES), default=DEFAULT_PEERS, help=f"of {', '.join(RECIPES)}"
-    )
+    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: a minute for two peers")
+    parser.add_argument("--peers", type=_names(RECIPES), default=DEFAULT_PEERS, help=f"of {', '.join(RECIPES)}")
     parser.add_argument(
         "--workloads", type=_names(WORKLOADS), default=DEFAULT_WORKLOADS, help=f"of {', '.join(WORKLOADS)}"
     )
-    parser.add_argument(
-        "--rounds", type=_positive, help=f"default {FULL.rounds}, with --quick {QUICK.rounds}"
-    )
-    parser.add_argument(
-        "--rate", type=_positive, help=f"connections a second for latency, default {FULL.rate}"
-    )
+    parser.add_argument("--rounds", type=_positive, help=f"default {FULL.rounds}, with --quick {QUICK.rounds}")
+    parser.add_argument("--rate", type=_positive, help=f"connections a second for latency, default {FULL.rate}")
     parser.add_argument(
         "--proxy-protocol",
         action=argparse.BooleanOptionalAction,
@@ -84,9 +78,7 @@ def _positive(text: str) -> int:
 
 def _scale(arguments: argparse.Namespace) -> Scale:
     scale = QUICK if arguments.quick else FULL
-    return dataclasses.replace(
-        scale, rounds=arguments.rounds or scale.rounds, rate=arguments.rate or scale.rate
-    )
+    return dataclasses.replace(scale, rounds=arguments.rounds or scale.rounds, rate=arguments.rate or scale.rate)
 
 
 def _find(peers: tuple[str, ...]) -> dict[str, Path]:
@@ -129,17 +121,14 @@ def _sample(
         return None
 
 
-def _progress(
-    number: int, rounds: int, workload: str, peer: str, sample: Sample | None, seconds: float
-) -> str:
+def _progress(number: int, rounds: int, workload: str, peer: str, sample: Sample | None, seconds: float) -> str:
     values = "  ".join(f"{key} {value:.1f}" for key, value in sample.values.items()) if sample else "failed"
-    problems = f"  [{'; '.join(sample.problems)}]" if sample and sample.problems else ""
+    said = [f"{problem.kind}: {problem.detail}" for problem in sample.problems] if sample else []
+    problems = f"  [{'; '.join(said)}]" if said else ""
     return f"round {number}/{rounds}  {workload:<9} {peer:<14} {values}  ({seconds:.1f} s){problems}"
 
 
-def _about(
-    arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path], cores: Cores
-) -> dict[str, Any]:
+def _about(arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path], cores: Cores) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
@@ -156,20 +145,18 @@ def _about(
 
 def _headline(about: dict[str, Any]) -> str:
     header = "a PROXY v2 header" if about["proxy_protocol"] else "no PROXY header"
-    versions = "; ".join(f"{peer}: {version}" for peer, version in about["versions"].items())
+    versions = ", ".join(f"{RECIPES[peer].title} {version}" for peer, version in about["versions"].items())
     return (
-        f"{about['cpu']}, Linux {about['kernel']}, Python {about['python']}; {header}; "
+        f"{versions}.\n"
+        f"{about['cpu']}, {about['cpus']} cores, Linux {about['kernel']}, Python {about['python']}; {header}; "
         f"{about['scale']['rounds']} rounds, latency at {about['scale']['rate']} connections a second.\n"
-        f"{versions}\n"
         "Cells: median (least-greatest) **ratio to nginx**; lower is better."
     )
 
 
 def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU"
-    )
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
 def _save(path: Path | None, document: dict[str, Any]) -> Path:

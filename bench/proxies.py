@@ -9,6 +9,7 @@ another. After it has stopped, its log must hold a line for each connection that
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -22,7 +23,7 @@ from typing import TypeVar
 
 from bench.measure import settle
 from bench.processes import as_unprivileged, give_to_unprivileged, on_core, running
-from bench.stage import BUILD, DENIED_NAME, HERE, SHORT_NAMES, Load, LoadResult, Stage, free_port
+from bench.stage import BUILD, DENIED_NAME, HERE, SHORT_NAMES, Load, LoadResult, Stage, Target, free_port
 
 T = TypeVar("T")
 
@@ -64,17 +65,17 @@ class Proxy:
 
     recipe: Recipe
     pid: int
-    port: int
+    target: Target
     stage: Stage
     served: int = 0
 
     def load(self, load: Load) -> LoadResult:
-        result = self.stage.load(load, self.port)
+        result = self.stage.load(load, self.target)
         self.served += result.ok
         return result
 
     def hold(self, load: Load, read: Callable[[], T]) -> tuple[T, LoadResult]:
-        value, result = self.stage.while_holding(load, self.port, read)
+        value, result = self.stage.while_holding(load, self.target, read)
         self.served += result.ok
         return value, result
 
@@ -82,9 +83,16 @@ class Proxy:
 # ---------------------------------------------------------------- the recipes
 
 
-def _first_line(argv: list[str]) -> str:
-    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "unknown")
+def _version(option: str) -> Callable[[Path], str]:
+    """The first thing like 1.2.3 in what the program says of itself."""
+
+    def ask(program: Path) -> str:
+        argv = [str(program), option]
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        found = re.search(r"\d+\.\d+\.\d+", done.stdout)
+        return found[0] if found else "of unknown version"
+
+    return ask
 
 
 def _on_path(program: str) -> Callable[[], Path | None]:
@@ -124,7 +132,7 @@ def _nginx(name: str, title: str, log_options: str) -> Recipe:
         templates=("nginx.conf",),
         find=_find_nginx,
         command=_nginx_command,
-        version=lambda program: _first_line([str(program), "-v"]),
+        version=_version("-v"),
         values=lambda program: {**_nginx_values(program), "log_options": log_options},
     )
 
@@ -159,7 +167,7 @@ _RECIPES = (
         templates=("haproxy.cfg",),
         find=_on_path("haproxy"),
         command=lambda program, config: [str(program), "-db", "-f", str(config)],
-        version=lambda program: _first_line([str(program), "-v"]),
+        version=_version("-v"),
         logs_to_stdout=True,
     ),
     Recipe(
@@ -169,7 +177,7 @@ _RECIPES = (
         templates=("envoy.yaml",),
         find=_find_envoy,
         command=_envoy_command,
-        version=lambda program: _first_line([str(program), "--version"]),
+        version=_version("--version"),
     ),
     Recipe(
         name="sniproxy",
@@ -178,7 +186,7 @@ _RECIPES = (
         templates=("sniproxy.yaml", "policy.yaml"),
         find=_find_sniproxy,
         command=lambda program, config: [str(program), "-m", "sniproxy", "run", "--config", str(config)],
-        version=lambda program: _first_line([str(program), "--version"]),
+        version=lambda _: importlib.metadata.version("sniproxy"),
     ),
     # Not in the default run: what nginx would save if its log were written in batches, as sniproxy's is.
     _nginx("nginx-buffered", "nginx, log buffered", log_options=" buffer=64k flush=1s"),
@@ -219,13 +227,15 @@ def started(recipe: Recipe, program: Path, stage: Stage) -> Iterator[Proxy]:
         (directory / name).write_text(render(text, values, proxy_protocol=stage.proxy_protocol))
     argv = as_unprivileged(recipe.command(program, directory / recipe.templates[0]), reads=_reads(program))
     with running(on_core(stage.cores.proxy, argv), output=output, cwd=directory) as process:
-        proxy = Proxy(recipe, process.pid, port, stage)
+        proxy = Proxy(recipe, process.pid, stage.target(port), stage)
         try:
             _wait_until_ready(proxy, process)
             _must_refuse(proxy)
         except _NotReadyError as error:
             raise ProxyError(recipe.name, str(error), _tail(output)) from None
         yield proxy
+        if process.poll() is not None:
+            raise ProxyError(recipe.name, f"ended with status {process.returncode} at work", _tail(output))
         settle(process.pid)  # a proxy that is stopped while connections end does not log them all
     _check_log(proxy, output if recipe.logs_to_stdout else access_log)
     shutil.rmtree(directory)

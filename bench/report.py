@@ -9,16 +9,18 @@ ratio    the proxy's value in a round divided by nginx's value in the same round
 noisy    nginx's own values of a metric spread by more than 15 % of their median (greatest less least):
          the row is marked, because nginx did the same work each time
 
-Whatever else was wrong in a round (connections that failed, a load generator at its limit, a process that
-used the proxy's core) is listed under the table, and the row is marked.
+Whatever else was wrong in a round (connections that failed, a load generator that was slower than the proxy, a
+process that used the proxy's core) is listed under the table, and the rows of that workload are marked.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.proxies import BASELINE, RECIPES
+from bench.stage import Problem
 from bench.workloads import WORKLOADS, Metric, Sample
 
 NOISE_LIMIT = 0.15
@@ -80,24 +82,29 @@ def summaries(results: Results, workload: str, metric: Metric) -> dict[str, Summ
     return {peer: summary for peer, summary in found.items() if summary is not None}
 
 
-def row_problems(results: Results, workload: str, metric: Metric) -> list[str]:
-    """Why a row must be read with care."""
-    found = []
+def noise(results: Results, workload: str, metric: Metric) -> str | None:
+    """What to say of a metric whose baseline did not hold still."""
     nginx = summaries(results, workload, metric).get(BASELINE)
-    if nginx is not None and nginx.spread > NOISE_LIMIT:
-        found.append(f"noisy: {BASELINE}'s own values spread by {nginx.spread:.0%} of their median")
-    for peer in results.peers:
-        found += [f"{peer}: {text}" for text in _recurring(results.rounds(workload, peer))]
-    return found
+    if nginx is None or nginx.spread <= NOISE_LIMIT:
+        return None
+    return f"{metric.title}: noisy: {BASELINE}'s own values spread by {nginx.spread:.0%} of their median"
 
 
-def _recurring(samples: Iterable[Sample | None]) -> list[str]:
-    """The problems of a peer, each kind once, with the rounds that it was seen in."""
-    rounds: dict[str, list[str]] = {}
+def disturbances(results: Results, workload: str) -> list[str]:
+    """What was wrong in the rounds of a workload: each kind once a peer, with the rounds that it was seen in."""
+    return [
+        f"{workload}: {RECIPES[peer].title}: {kind} ({'; '.join(details)})"
+        for peer in results.peers
+        for kind, details in _by_kind(results.rounds(workload, peer)).items()
+    ]
+
+
+def _by_kind(samples: Iterable[Sample | None]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for number, sample in enumerate(samples, start=1):
-        for problem in sample.problems if sample else ["no result"]:
-            rounds.setdefault(problem, []).append(str(number))
-    return [f"{problem} (round {', '.join(numbers)})" for problem, numbers in rounds.items()]
+        for problem in sample.problems if sample else [Problem("failed", "see above")]:
+            found.setdefault(problem.kind, []).append(f"round {number}: {problem.detail}")
+    return found
 
 
 def table(results: Results) -> str:
@@ -105,17 +112,20 @@ def table(results: Results) -> str:
     header = ["", *(RECIPES[peer].title for peer in results.peers), "target"]
     rows, notes = [], []
     for workload in results.workloads:
+        disturbed = disturbances(results, workload)
+        notes += disturbed
         for metric in WORKLOADS[workload].metrics:
-            problems = row_problems(results, workload, metric)
-            mark = f" {MARK}" if problems else ""
-            cells = summaries(results, workload, metric)
-            peers = [cell(cells.get(peer)) for peer in results.peers]
-            rows.append(
-                [f"{metric.title} ({metric.unit}){mark}", *peers, verdict(metric, cells.get(SUBJECT))]
-            )
-            notes += [f"- {metric.title}: {problem}" for problem in problems]
+            noisy = noise(results, workload, metric)
+            notes += [noisy] if noisy else []
+            rows.append(_row(results, workload, metric, marked=bool(disturbed or noisy)))
     text = markdown([header, *rows])
-    return text + (f"\n\n{MARK} read with care:\n" + "\n".join(notes) if notes else "")
+    return "\n".join((text, "", f"{MARK} Read with care:", *(f"- {note}" for note in notes))) if notes else text
+
+
+def _row(results: Results, workload: str, metric: Metric, *, marked: bool) -> list[str]:
+    found = summaries(results, workload, metric)
+    title = f"{metric.title} ({metric.unit})" + (f" {MARK}" if marked else "")
+    return [title, *(cell(found.get(peer)) for peer in results.peers), verdict(metric, found.get(SUBJECT))]
 
 
 def cell(summary: Summary | None) -> str:
@@ -150,8 +160,7 @@ def verdict(metric: Metric, subject: Summary | None) -> str:
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
+        "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
@@ -171,7 +180,7 @@ def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
         },
         "samples": {
             workload: {
-                peer: [sample and vars(sample) for sample in samples] for peer, samples in peers.items()
+                peer: [sample and dataclasses.asdict(sample) for sample in samples] for peer, samples in peers.items()
             }
             for workload, peers in results.samples.items()
         },

@@ -99,15 +99,32 @@ class LoadResult:
     p999_us: float
     max_us: float
 
-    def problems(self, load: Load) -> list[str]:
+    def problems(self, load: Load) -> list["Problem"]:
         """What is wrong with this result, if anything: every connection whole, every byte counted."""
         found = []
         if self.errors or self.ok != load.count:
             kinds = ", ".join(f"{kind} {count}" for kind, count in self.errors.items())
-            found.append(f"{self.asked - self.ok} of {self.asked} connections failed ({kinds})")
+            found.append(Problem("connections failed", f"{self.asked - self.ok} of {self.asked}: {kinds}"))
         if self.bytes != load.count * load.expect:
-            found.append(f"{self.bytes:,} bytes came where {load.count * load.expect:,} were due")
+            due = load.count * load.expect
+            found.append(Problem("bytes are missing", f"{self.bytes:,} of {due:,} came"))
         return found
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a figure must be read with care: the kind, and what it was this time."""
+
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the load goes, as HOST:PORT, and whether it puts a PROXY header before the hello there."""
+
+    address: str
+    proxy_header: bool
 
 
 @dataclass
@@ -122,22 +139,23 @@ class Stage:
     dns_port: int
     _hellos: dict[tuple[tuple[str, ...], bool], Path] = field(default_factory=dict)
 
-    def load(self, load: Load, port: int) -> LoadResult:
-        """Run the load generator against a proxy's port, to its end."""
-        command = self._load_command(load, f"127.0.0.1:{port}", proxy_header=self.proxy_protocol)
+    def target(self, port: int) -> Target:
+        """A proxy that listens on a port of 127.0.0.1."""
+        return Target(f"127.0.0.1:{port}", self.proxy_protocol)
+
+    def origin(self, name: str) -> Target:
+        """The origin itself, where a proxy would find it by this name."""
+        return Target(f"{_ADDRESSES[name]}:{self.origin_port}", proxy_header=False)
+
+    def load(self, load: Load, target: Target) -> LoadResult:
+        """Run the load generator to its end."""
+        command = self._load_command(load, target)
         done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
         return LoadResult(**json.loads(done.stdout))
 
-    def load_direct(self, load: Load) -> LoadResult:
-        """The same against the origin itself, with no proxy between."""
-        address = _ADDRESSES[load.names[0]]
-        command = self._load_command(load, f"{address}:{self.origin_port}", proxy_header=False)
-        done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
-        return LoadResult(**json.loads(done.stdout))
-
-    def while_holding(self, load: Load, port: int, read: Callable[[], T]) -> tuple[T, LoadResult]:
-        """What `read` returns while `load.count` connections through a proxy stay open."""
-        command = self._load_command(load, f"127.0.0.1:{port}", proxy_header=self.proxy_protocol)
+    def while_holding(self, load: Load, target: Target, read: Callable[[], T]) -> tuple[T, LoadResult]:
+        """What `read` returns while `load.count` connections stay open."""
+        command = self._load_command(load, target)
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             if process.stdout is not None:
                 process.stdout.readline()  # "held N": all of them are open, or the time is up
@@ -145,10 +163,10 @@ class Stage:
             output, _ = process.communicate()  # which ends its standard input, and so the hold
         return value, LoadResult(**json.loads(output))
 
-    def _load_command(self, load: Load, target: str, *, proxy_header: bool) -> list[str]:
-        program = [str(BUILD / "load"), "--target", target]
-        hellos = self._hello_file(load.names, with_header=proxy_header)
-        return on_core(self.cores.load, [*program, "--hellos", str(hellos), *load.options()])
+    def _load_command(self, load: Load, target: Target) -> list[str]:
+        hellos = self._hello_file(load.names, with_header=target.proxy_header)
+        program = [str(BUILD / "load"), "--target", target.address, "--hellos", str(hellos)]
+        return on_core(self.cores.load, [*program, *load.options()])
 
     def _hello_file(self, names: tuple[str, ...], *, with_header: bool) -> Path:
         key = (names, with_header)
@@ -246,7 +264,5 @@ def _dns_command(dnsmasq: str, stage: Stage) -> list[str]:
         *(f"--host-record={name},{address}" for name, address in _ADDRESSES.items()),
     ]
     if is_root():
-        command.append(
-            "--user=root"
-        )  # it would drop to an account of its own, which a container may not have
+        command.append("--user=root")  # it would drop to an account of its own, which a container may not have
     return on_core(stage.cores.load, command)

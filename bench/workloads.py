@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.measure import Usage, metered, pss, settle
 from bench.proxies import Proxy
-from bench.stage import SHORT_NAMES, Load, LoadResult, Sizes
+from bench.stage import SHORT_NAMES, Load, LoadResult, Problem, Sizes
 
 CORE_LIMIT = 0.90  # a core busier than this is taken to be full
 FOREIGN_LIMIT = 0.05  # of the proxy's core, taken by something else
@@ -82,7 +82,7 @@ class Sample:
     """What one round of one workload says of one proxy."""
 
     values: dict[str, float]
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,22 +94,24 @@ class Workload:
     by_default: bool = True
 
 
-def usage_problems(usage: Usage, *, cores_apart: bool) -> list[str]:
-    """Why the figures of a measured block might not be the proxy's own."""
+def usage_problems(usage: Usage, *, cores_apart: bool) -> list[Problem]:
+    """Why the figures of a measured block might not be the proxy's own.
+
+    Both cores full is no problem: proxy and load generator were as fast as each other, and the proxy was never
+    short of work.
+    """
     if not cores_apart:
-        return ["proxy and load generator shared a core"]
+        return [Problem("no core of its own", "proxy and load generator shared one")]
     found = []
     if usage.load_core_busy > CORE_LIMIT >= usage.proxy_core_busy:
-        found.append(
-            f"the load generator was the bottleneck (its core {usage.load_core_busy:.0%} busy, "
-            f"the proxy's {usage.proxy_core_busy:.0%})"
-        )
+        cores = f"its core {usage.load_core_busy:.0%} busy, the proxy's {usage.proxy_core_busy:.0%}"
+        found.append(Problem("the load generator was the bottleneck", cores))
     if usage.foreign_share > FOREIGN_LIMIT:
-        found.append(f"something else used {usage.foreign_share:.0%} of the proxy's core")
+        found.append(Problem("something else used the proxy's core", f"{usage.foreign_share:.0%}"))
     return found
 
 
-def _metered_load(proxy: Proxy, load: Load) -> tuple[LoadResult, Usage, list[str]]:
+def _metered_load(proxy: Proxy, load: Load) -> tuple[LoadResult, Usage, list[Problem]]:
     cores = proxy.stage.cores
     with metered(proxy.pid, proxy_core=cores.proxy, load_core=cores.load) as usage:
         result = proxy.load(load)
@@ -176,7 +178,7 @@ def _latency(proxy: Proxy, scale: Scale) -> Sample:
 def _roundtrip(proxy: Proxy, scale: Scale) -> Sample:
     load = Load(("echo.bench.example",), count=1, pings=scale.round_trips)
     proxy.load(Load(load.names, count=1, pings=scale.round_trips // 10))
-    direct = proxy.stage.load_direct(load)
+    direct = proxy.stage.load(load, proxy.stage.origin(load.names[0]))
     result, usage, problems = _metered_load(proxy, load)
     raw = {**_raw(result, usage), "direct": asdict(direct)}
     return Sample({"roundtrip_added": result.p50_us - direct.p50_us}, direct.problems(load) + problems, raw)
@@ -185,9 +187,7 @@ def _roundtrip(proxy: Proxy, scale: Scale) -> Sample:
 _WORKLOADS = (
     Workload("short", (Metric("short_cpu", "CPU per short connection", "us", target=1.0),), _short),
     Workload("stream", (Metric("stream_cpu", "CPU per GB relayed, one stream", "ms", target=0.35),), _stream),
-    Workload(
-        "upload", (Metric("upload_cpu", "CPU per GB uploaded, one stream", "ms"),), _upload, by_default=False
-    ),
+    Workload("upload", (Metric("upload_cpu", "CPU per GB uploaded, one stream", "ms"),), _upload, by_default=False),
     Workload("idle", (Metric("idle_memory", "memory per idle connection", "KiB", target_value=3.0),), _idle),
     Workload(
         "latency",

@@ -70,11 +70,11 @@ class _Worker:
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
         self._config: Config = task.snapshot.config
-        self._row = task.board.rows[task.number]
+        self._row = task.board.workers[task.number]
         self._meter = Meter(self._row)
         self._connections: set[asyncio.Task[None]] = set()
         self._draining = asyncio.Event()
-        self._active_slots = [row.slots for row in task.board.rows]
+        self._active_slots = [row.slots for row in task.board.workers]
         self._active = slot_of(ACTIVE)
 
     async def run(self) -> None:
@@ -84,13 +84,13 @@ class _Worker:
         loop.add_reader(task.lifeline, self._draining.set)
 
         readiness = Readiness(loop, TimerWheel(loop))
-        pipes = PipePool(max(4, _PIPES // len(task.board.rows)))
+        pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
         sink = Sink(config.access_log.path, self._meter.log_dropped)
         form = LineFormat(LogIdentity.of(config.policy.gateway, os.environ), f"{os.getpid():x}-{os.urandom(3).hex()}")
         log = AccessLog(form, sink, frozenset(config.access_log.events), loop)
         resolver = Resolver(_resolver_settings(config), _DnsObserver(self._meter))
         ledger = Ledger(log, self._meter)
-        undecided = UndecidedCounts(task.board.rows, self._row, config.limits.undecided_per_source)
+        undecided = UndecidedCounts(task.board.workers, self._row, config.limits.undecided_per_source)
         proxy = Proxy(task.snapshot, resolver, readiness, pipes, ledger, undecided)
 
         acceptors = [self._acceptor(listener, sock, proxy, loop) for listener, sock in task.listening]

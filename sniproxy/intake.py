@@ -8,6 +8,7 @@ never counted; one that has to wait takes an undecided slot of its source, and g
 import socket
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import IPv6Address
 
 from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
@@ -110,7 +111,7 @@ class Intake:
             established = establish(header, door.tlvs, door.static)
         except IdentityError as error:
             raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
-        source_ip = header.source.ip if isinstance(header.source, SocketAddress) else peer.ip
+        source_ip = _plain_ip(header.source.ip) if isinstance(header.source, SocketAddress) else peer.ip
         self._count_by(source_ip or peer.source)
         return Caller(established.principal, source_ip, established.requested_server_name)
 
@@ -133,20 +134,27 @@ class Intake:
     async def client_hello(self, limit: int) -> ClientHello:
         """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""
         reader = ClientHelloReader(limit)
-        chunk, read = self.replay, [self.replay]
         try:
-            while True:
-                hello = reader.feed(chunk) if chunk else NEED_MORE
-                if hello is not NEED_MORE:
-                    self.replay = b"".join(read)
-                    return hello
-                chunk = await self._read()
-                if not chunk:
-                    reader.close()
-                self.received += len(chunk)
-                read.append(chunk)
+            hello = reader.feed(self.replay) if self.replay else NEED_MORE
+            if hello is NEED_MORE:
+                hello = await self._rest_of_hello(reader)
         except HelloError as error:
             raise refused_hello(error) from None
+        return hello
+
+    async def _rest_of_hello(self, reader: ClientHelloReader) -> ClientHello:
+        """The hello, of which what has come so far is not all."""
+        read = bytearray(self.replay)
+        while True:
+            chunk = await self._read()
+            if not chunk:
+                reader.close()
+            self.received += len(chunk)
+            read += chunk
+            hello = reader.feed(chunk)
+            if hello is not NEED_MORE:
+                self.replay = bytes(read)
+                return hello
 
     async def _read(self) -> bytes:
         """What has come, waiting for it within the time of the hello; b"" is the end."""
@@ -191,3 +199,11 @@ def _closed_early(data: bytes, what: str) -> str:
     return (
         f"the client closed after {len(data)} bytes of the {what}" if data else f"the client closed before its {what}"
     )
+
+
+def _plain_ip(ip: str) -> str:
+    """An IPv4-mapped address as the IPv4 address that rules are written for."""
+    if not ip.startswith("::ffff:"):
+        return ip
+    mapped = IPv6Address(ip).ipv4_mapped
+    return ip if mapped is None else str(mapped)

@@ -26,7 +26,18 @@ from sniproxy.connection import Snapshot
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import listener_port, open_listener
 from sniproxy.observe.access_log import LineFormat, LogIdentity, Sink
-from sniproxy.observe.metrics import ACTIVE, HEARTBEAT, LOST, SERVING, new_scoreboard, slot_of
+from sniproxy.observe.metrics import (
+    ACTIVE,
+    GENERATION,
+    HEARTBEAT,
+    LOST,
+    RELOAD_SUCCESS,
+    RELOAD_TIME,
+    RESTARTS,
+    SERVING,
+    new_scoreboard,
+    slot_of,
+)
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 from sniproxy.policy.engine import Engine, Rulebook
 
@@ -117,6 +128,9 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         limit = connection_limit(self._config, self._workers)
         snapshot = Snapshot(self._config, Engine(self._rulebook), self._guard())
+        own = self._board.supervisor.slots
+        own[slot_of(GENERATION)] = own[slot_of(RELOAD_SUCCESS)] = 1.0
+        own[slot_of(RELOAD_TIME)] = time.time()
         self._lifeline = os.pipe()
         for number in range(self._workers):
             self._children.append(self._worker(number, snapshot, limit))
@@ -222,10 +236,12 @@ class Supervisor:
 
     def _bury_worker(self, number: int) -> None:
         """Account for the connections that a dead worker took with it."""
-        row = self._board.rows[number]
+        row = self._board.workers[number]
         lost = int(row.slots[slot_of(ACTIVE)])
         row.slots[slot_of(ACTIVE)] = row.slots[slot_of(HEARTBEAT)] = row.slots[slot_of(SERVING)] = 0.0
-        row.slots[slot_of(LOST)] += lost
+        own = self._board.supervisor.slots
+        own[slot_of(LOST)] += lost
+        own[slot_of(RESTARTS)] += 1
         UndecidedCounts.clear(row)
         sink = Sink(self._config.access_log.path, lambda _: None)
         form = LineFormat(LogIdentity.of(self._config.policy.gateway, os.environ), "supervisor")

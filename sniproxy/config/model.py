@@ -59,11 +59,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+# PP2_TYPE_CRC32C, NOOP and SSL (proxy-protocol.txt, section 2.2).
+_TLVS_OF_THE_PROTOCOL = frozenset({0x03, 0x04, 0x20})
+
+
 class TlvTypes(Section):
     """Which PROXY v2 TLV carries which attribute. 0xD0 is what Istio's ztunnel uses for the SPIFFE ID."""
 
     principal: TlvType = 0xD0
     requested_server_name: TlvType = 0x02  # PP2_TYPE_AUTHORITY
+
+    @model_validator(mode="after")
+    def _types_are_free(self) -> Self:
+        if self.principal == self.requested_server_name:
+            raise ValueError("principal and requested_server_name are the same TLV; give each its own")
+        for name, kind in (("principal", self.principal), ("requested_server_name", self.requested_server_name)):
+            if kind in _TLVS_OF_THE_PROTOCOL:
+                raise ValueError(
+                    f"{name}: 0x{kind:02x} means something else in the PROXY protocol; 0xE0 to 0xEF are free"
+                )
+        return self
 
 
 class IdentitySource(Section):

@@ -4,7 +4,9 @@ Every parser takes what YAML gave (or a value that is parsed already) and raises
 says what is wrong and how to write it.
 """
 
+import contextlib
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,41 +17,54 @@ from sniproxy.names import InvalidNameError, ServerName, parse_server_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d+)(B|KiB|MiB)")
+_SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB)")
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 # A timer of a year is a typing error; and a float must stay exact.
 MAX_DURATION = 366 * 24 * 3600.0
 
+_SHOWN = 60  # characters of a wrong value that its problem quotes
+
+
+def show(value: object) -> str:
+    """A wrong value as its problem quotes it: short, on one line, and in YAML's words."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}..."
+    return repr(value)
+
 
 def parse_duration(value: object) -> float:
     """Seconds, from "250ms", "10s", "5m" or "1h"."""
-    if isinstance(value, float):
-        return value
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is no duration; write a number with its unit: 250ms, 10s, 5m or 1h")
+        raise ValueError(f"{show(value)} is no duration; write a number with its unit: 250ms, 10s, 5m or 1h")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > MAX_DURATION:
-        raise ValueError(f"{value!r} is longer than a year")
+        raise ValueError(f"{show(value)} is longer than a year; write at most 8784h")
     return seconds
 
 
 def parse_positive_duration(value: object) -> float:
     seconds = parse_duration(value)
     if seconds <= 0:
-        raise ValueError(f"{value!r} must be longer than nothing")
+        raise ValueError(f"{show(value)} is no time at all; write a longer one")
     return seconds
 
 
 def parse_size(value: object) -> int:
-    """Bytes, from "4096", "64KiB" or "1MiB"."""
+    """Bytes, from 4096, "64KiB" or "1MiB"."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is no size; write bytes, or a number with KiB or MiB: 64KiB")
+        raise ValueError(f"{show(value)} is no size; write a number of bytes, or one with KiB or MiB: 64KiB")
     return int(match[1]) * _BYTES[match[2]]
 
 
@@ -57,27 +72,24 @@ def parse_network(value: object) -> Network:
     """An IP network, from "10.0.0.0/8", or the single address in "192.0.2.1"."""
     if isinstance(value, Network):
         return value
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no network; write it as 10.0.0.0/8 or fd00::/8")
     try:
-        return ipaddress.ip_network(value)
+        loose = ipaddress.ip_network(value if isinstance(value, str) else "", strict=False)
     except ValueError:
-        pass
+        raise ValueError(f"{show(value)} is no network; write it as 10.0.0.0/8 or fd00::/8") from None
     try:
-        loose = ipaddress.ip_network(value, strict=False)
+        return ipaddress.ip_network(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is no network; write it as 10.0.0.0/8 or fd00::/8") from None
-    raise ValueError(f"{value!r} has bits set behind its prefix; write {loose}")
+        raise ValueError(f"{show(value)} has bits set behind its prefix; write {loose}") from None
 
 
 def parse_name(value: object) -> ServerName:
     """One exact DNS host name."""
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no host name; write it as en.wikipedia.org, in quotes if it is a number")
+        raise ValueError(f"{show(value)} is no host name; write it as en.wikipedia.org, in quotes if it is a number")
     try:
-        return parse_server_name(value.encode())
+        return parse_server_name(value.encode("utf-8", "replace"))
     except InvalidNameError as error:
-        raise ValueError(f"{error}; write it as en.wikipedia.org") from None
+        raise ValueError(f"{show(value)} {error.fault.value}; write it as en.wikipedia.org") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,10 @@ Address = TcpAddress | UnixAddress
 # sockaddr_un.sun_path has 108 bytes, the last one NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 
+_MAX_UID = 2**32 - 2  # -1 is no user (chown(2))
+
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
 
 def parse_tcp_address(value: object) -> TcpAddress:
     """An IP address and port: "127.0.0.1:8443", "[::1]:8443", "0.0.0.0:8443"."""
@@ -120,9 +136,18 @@ def parse_tcp_address(value: object) -> TcpAddress:
         ip = ipaddress.ip_address(host)
     except ValueError:
         colon = ""
-    if not colon or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{value!r} is no address; write an IP address and a port: 127.0.0.1:8443 or [::1]:8443")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        mend = 'write an IP address and a port: 127.0.0.1:8443 or "[::1]:8443"'
+        raise ValueError(f"{show(value)} is no address; {mend}")
     return TcpAddress(str(ip), int(port))
+
+
+def parse_endpoint(value: object) -> TcpAddress:
+    """A TCP address to connect to, which cannot have the port 0."""
+    address = parse_tcp_address(value)
+    if address.port == 0:
+        raise ValueError(f"{show(value)} has the port 0, where nothing can listen; write the real one")
+    return address
 
 
 def parse_address(value: object) -> Address:
@@ -132,10 +157,12 @@ def parse_address(value: object) -> Address:
     if not isinstance(value, str) or not value.startswith("unix:"):
         return parse_tcp_address(value)
     path = value.removeprefix("unix:")
-    if not path.startswith("/"):
-        raise ValueError(f"{value!r} must be an absolute path: unix:/run/sniproxy/sni.sock")
-    if len(path.encode()) > _MAX_UNIX_PATH:
-        raise ValueError(f"{value!r} is longer than the {_MAX_UNIX_PATH} bytes that a Unix socket's path may have")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise ValueError(f"{show(value)} is no absolute path of a socket; write it as unix:/run/sniproxy/sni.sock")
+    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
+        raise ValueError(
+            f"{show(value)} is longer than the {_MAX_UNIX_PATH} bytes that a Unix socket's path may have; shorten it"
+        )
     return UnixAddress(path)
 
 
@@ -155,8 +182,8 @@ def parse_trusted_peer(value: object) -> Network | Uid:
         return value
     if isinstance(value, str) and value.startswith("uid:"):
         uid = value.removeprefix("uid:")
-        if not re.fullmatch(r"\d{1,10}", uid):
-            raise ValueError(f"{value!r} names no user; write its number: uid:1337")
+        if not re.fullmatch(r"[0-9]{1,10}", uid) or int(uid) > _MAX_UID:
+            raise ValueError(f"{show(value)} names no user; write the user's number: uid:1337")
         return Uid(int(uid))
     return parse_network(value)
 
@@ -164,16 +191,21 @@ def parse_trusted_peer(value: object) -> Network | Uid:
 def parse_nameserver(value: object) -> str:
     """A DNS server: "8.8.8.8", "8.8.8.8:53", "2001:db8::1" or "[2001:db8::1]:53", kept as written."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             ipaddress.ip_address(value)
-        except ValueError:
-            try:
-                return str(parse_tcp_address(value))
-            except ValueError:
-                pass
-        else:
             return value
-    raise ValueError(f"{value!r} is no nameserver; write its IP address, with a port if it is not 53: 8.8.8.8")
+        with contextlib.suppress(ValueError):
+            return str(parse_endpoint(value))
+    raise ValueError(
+        f"{show(value)} is no nameserver; write its IP address, with a port if it is not 53: 8.8.8.8 or 8.8.8.8:5353"
+    )
+
+
+def parse_namespace(value: object) -> str:
+    """A Kubernetes namespace: an RFC 1123 label."""
+    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+        raise ValueError(f"{show(value)} is no namespace; write up to 63 lower-case letters, digits and '-': default")
+    return value
 
 
 Duration = Annotated[float, PlainValidator(parse_duration)]
@@ -181,7 +213,9 @@ PositiveDuration = Annotated[float, PlainValidator(parse_positive_duration)]
 Size = Annotated[int, PlainValidator(parse_size)]
 AnyNetwork = Annotated[Network, PlainValidator(parse_network)]
 HostName = Annotated[ServerName, PlainValidator(parse_name)]
-EndpointAddress = Annotated[TcpAddress, PlainValidator(parse_tcp_address)]
+EndpointAddress = Annotated[TcpAddress, PlainValidator(parse_endpoint)]
+AdminAddress = Annotated[TcpAddress, PlainValidator(parse_tcp_address)]
 ListenAddress = Annotated[Address, PlainValidator(parse_address)]
 TrustedPeer = Annotated[Network | Uid, PlainValidator(parse_trusted_peer)]
 Nameserver = Annotated[str, PlainValidator(parse_nameserver)]
+Namespace = Annotated[str, PlainValidator(parse_namespace)]

@@ -17,9 +17,7 @@ def uri_sans(der: bytes) -> tuple[str, ...]:
     from cryptography import x509  # noqa: PLC0415
 
     try:
-        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(
-            x509.SubjectAlternativeName
-        )
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return ()
     except (

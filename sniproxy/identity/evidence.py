@@ -112,9 +112,7 @@ def _certified(value: bytes) -> Identity:
 def _spiffe_san(uris: tuple[str, ...]) -> Identity:
     """The SPIFFE ID, the only URI in an SVID (X509-SVID.md section 2); another kind of URI is no evidence."""
     if len(uris) > 1:
-        raise IdentityError(
-            f"the client certificate has {len(uris)} URI names, and exactly one can be its identity"
-        )
+        raise IdentityError(f"the client certificate has {len(uris)} URI names, and exactly one can be its identity")
     # RFC 3986 section 3.1: schemes are case-insensitive. SPIFFE:// too claims to be an ID, and is malformed.
     if not uris or not uris[0].lower().startswith("spiffe:"):
         return UNKNOWN

@@ -103,9 +103,7 @@ def _check_path(text: str, path: str) -> None:
         if segment in (".", ".."):
             raise InvalidSpiffeIdError(text, "its path has a relative segment")
         if not _PATH_SEGMENT.fullmatch(segment):
-            raise InvalidSpiffeIdError(
-                text, "a path has letters, digits, '.', '-' and '_' between its slashes"
-            )
+            raise InvalidSpiffeIdError(text, "a path has letters, digits, '.', '-' and '_' between its slashes")
 
 
 def _kubernetes_names(path: str) -> tuple[str, str]:

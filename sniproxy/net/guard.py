@@ -186,6 +186,7 @@ def _allowed(address: Address, reason: str) -> Allowed:
     return Allowed(str(plain), _family(plain), reason)
 
 
+@lru_cache(_MEMORY)
 def _endpoint(host: str, port: int) -> Endpoint:
     plain = _unmapped(ip_address(host))
     return Endpoint(str(plain), port, _family(plain))

@@ -23,12 +23,13 @@ timeouts follow the wall clock, which may jump; they are not used.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, zip_longest
 from pathlib import Path
 from socket import AF_INET, AF_INET6, SOCK_DGRAM
@@ -97,6 +98,7 @@ _RECORD_TYPES = {
     Family.IPV6: (dns.rdatatype.AAAA,),
     Family.BOTH: (dns.rdatatype.AAAA, dns.rdatatype.A),
 }
+_WITH_PORT = re.compile(r"(?:\[(?P<ipv6>[^]]+)\]|(?P<ipv4>[^:]+)):(?P<port>[0-9]{1,5})")
 
 # The others are about the server that gives them, and another server may know better.
 _RCODES_ABOUT_NAMES = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
@@ -406,17 +408,13 @@ def _outcome(reply: dns.message.Message, server: Nameserver) -> Outcome:
 
 def parse_nameserver(text: str) -> Nameserver:
     """A name server as the config writes it, see ResolverSettings. Raises ValueError."""
-    host, port = text, 53
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = int(rest.removeprefix(":")) if rest else 53
-    elif text.count(":") == 1:
-        host, _, digits = text.partition(":")
-        port = int(digits)
-    address = ip_address(host)
-    if not 0 < port < 65536 or (text.startswith("[") and not isinstance(address, IPv6Address)):
+    with suppress(ValueError):
+        return Nameserver(str(ip_address(text)), 53)
+    match = _WITH_PORT.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError(f"{text!r} is not the address of a name server")
-    return Nameserver(str(address), port)
+    address = IPv6Address(match["ipv6"]) if match["ipv6"] else IPv4Address(match["ipv4"])
+    return Nameserver(str(address), int(match["port"]))
 
 
 def system_nameservers(path: Path = Path("/etc/resolv.conf")) -> tuple[Nameserver, ...]:

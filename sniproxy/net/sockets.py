@@ -1,6 +1,7 @@
 """Ways to close a socket, and what to know before."""
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import struct
@@ -47,12 +48,11 @@ async def hang_up(sock: socket.socket, farewell: bytes, readiness: Readiness) ->
 
 def cut_off(sock: socket.socket, farewell: bytes) -> None:
     """Send `farewell` and be done: what a client gets while there is no room to wait for it."""
-    try:
-        # Read what came, so that closing does not turn into a reset that overtakes the farewell.
+    # Read what came, so that closing does not turn into a reset that overtakes the farewell.
+    with contextlib.suppress(OSError):
         sock.recv(_LINGER_BYTES)
+    with contextlib.suppress(OSError):
         sock.send(farewell)
-    except OSError:
-        pass
 
 
 async def reset(sock: socket.socket) -> None:

@@ -98,13 +98,13 @@ def _answer(good: str, bad: str) -> web.Response:
 
 def _stuck_workers(board: Scoreboard) -> str:
     now, slot = time.monotonic(), slot_of(HEARTBEAT)
-    stuck = [n for n, row in enumerate(board.rows) if row.slots[slot] and now - row.slots[slot] > _STUCK_SECONDS]
+    stuck = [n for n, row in enumerate(board.workers) if row.slots[slot] and now - row.slots[slot] > _STUCK_SECONDS]
     return f"stuck workers: {stuck}" if stuck else ""
 
 
 def _idle_workers(board: Scoreboard) -> str:
     slot = slot_of(SERVING)
-    idle = [n for n, row in enumerate(board.rows) if not row.slots[slot]]
+    idle = [n for n, row in enumerate(board.workers) if not row.slots[slot]]
     return f"workers that accept no connections: {idle}" if idle else ""
 
 

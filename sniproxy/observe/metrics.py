@@ -92,6 +92,16 @@ DNS_CACHE = Metric(
 )
 LOG_DROPPED = Metric("sniproxy_access_log_dropped_lines", Kind.COUNTER, "Access log lines that could not be written.")
 SHED = Metric("sniproxy_connections_shed", Kind.COUNTER, "Connections closed at accept for want of descriptors.")
+RESTARTS = Metric("sniproxy_worker_restarts", Kind.COUNTER, "Workers started again after they died.")
+GENERATION = Metric("sniproxy_config_generation", Kind.GAUGE, "The config and policy in force, counted from 1.")
+RELOAD_SUCCESS = Metric(
+    "sniproxy_config_last_reload_success",
+    Kind.GAUGE,
+    "Whether the config and policies on disk could be read last time.",
+)
+RELOAD_TIME = Metric(
+    "sniproxy_config_last_reload_timestamp_seconds", Kind.GAUGE, "When the config in force was read, in Unix time."
+)
 HEARTBEAT = Metric("sniproxy_worker_heartbeat", Kind.GAUGE, "Internal.")
 SERVING = Metric("sniproxy_worker_serving", Kind.GAUGE, "Internal.")
 
@@ -110,6 +120,10 @@ CATALOGUE = (
     DNS_CACHE,
     LOG_DROPPED,
     SHED,
+    RESTARTS,
+    GENERATION,
+    RELOAD_SUCCESS,
+    RELOAD_TIME,
     HEARTBEAT,
     SERVING,
 )

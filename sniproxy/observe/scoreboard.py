@@ -80,19 +80,21 @@ class Row:
 
 
 class Scoreboard:
-    """The rows of `workers` workers, of `slots` numbers each. Made before the first fork."""
+    """The rows of `workers` workers and of their supervisor, of `slots` numbers each. Made before the first fork."""
 
     def __init__(self, workers: int, slots: int, label_width: int) -> None:
         size = slots * _FLOAT + _LABEL_ROWS * (_FLOAT + _LABEL_ROW) + _UNDECIDED_SLOTS * 4
-        memory = memoryview(mmap.mmap(-1, size * workers))
-        self.rows = [Row(memory[size * n : size * (n + 1)], slots, label_width) for n in range(workers)]
+        memory = memoryview(mmap.mmap(-1, size * (workers + 1)))
+        rows = [Row(memory[size * n : size * (n + 1)], slots, label_width) for n in range(workers + 1)]
+        self.workers = rows[:-1]
+        self.supervisor = rows[-1]
 
     def total(self, slot: int) -> float:
-        return sum(row.slots[slot] for row in self.rows)
+        return sum(row.slots[slot] for row in (*self.workers, self.supervisor))
 
     def labelled_totals(self) -> dict[Labels, float]:
         totals: dict[Labels, float] = {}
-        for row in self.rows:
+        for row in self.workers:
             for labels, count in row.labelled():
                 totals[labels] = totals.get(labels, 0.0) + count
         return totals

@@ -18,7 +18,6 @@ knows no socket, clock, log or configuration.
 """
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -56,9 +55,7 @@ _VERSION_NAMES: Final = {
 
 _U16 = struct.Struct("!H")
 _FIRST_RECORD = struct.Struct("!BBxHI")  # type, major version, length; then the handshake type and length
-_FIXED_FIELDS = struct.Struct(
-    "!IH32xB"
-)  # handshake type and length, legacy_version, random, session id length
+_FIXED_FIELDS = struct.Struct("!IH32xB")  # handshake type and length, legacy_version, random, session id length
 _EXTENSION = struct.Struct("!HH")  # type, length
 _SERVER_NAME_LIST = struct.Struct("!HBH")  # list length, name type, name length
 
@@ -137,7 +134,7 @@ class ClientHello:
 
     @property
     def tls_version(self) -> str:
-        """The highest version offered: "TLSv1.3", or as "0x0305" one that has no name here."""
+        """The highest version offered: "TLSv1.3"; "0x0305" for one without a name, "0x0000" for GREASE alone."""
         highest = max(self.supported_versions, default=0)
         return _VERSION_NAMES.get(highest) or f"0x{highest:04x}"
 
@@ -150,12 +147,10 @@ def parse_client_hello(message: bytes) -> ClientHello:
 
     Raises HelloError: MALFORMED, DUPLICATE_SNI, or INVALID_SNI for a name too long to be one.
     """
+    # Reading past the end raises, since `message` is exact: as strict as a check before each field, and cheaper.
     try:
         return _parse_message(message)
-    except (
-        IndexError,
-        struct.error,
-    ):  # cheaper than a check before each field, and as strict: `message` is exact
+    except (IndexError, struct.error):
         raise _malformed("the ClientHello ends in the middle of a field") from None
 
 
@@ -164,19 +159,13 @@ def _parse_message(message: bytes) -> ClientHello:
     if header != (_CLIENT_HELLO << 24) + len(message) - _MESSAGE_HEADER:
         raise _malformed("the handshake header does not fit the message behind it")
     start = _find_extensions(message, session_id_length)
-    if start == len(
-        message
-    ):  # RFC 5246 section 7.4.1.2: extensions are there if bytes follow the compression methods
+    if start == len(message):  # RFC 5246 section 7.4.1.2: extensions are there if bytes follow the compression methods
         return ClientHello(NoServerName.NO_EXTENSIONS, legacy_version, (legacy_version,), (), False)
     bodies = _locate_bodies(message, start)
     return ClientHello(
-        _server_name(_body(message, bodies[_SERVER_NAME]))
-        if _SERVER_NAME in bodies
-        else NoServerName.NO_EXTENSION,
+        _server_name(_body(message, bodies[_SERVER_NAME])) if _SERVER_NAME in bodies else NoServerName.NO_EXTENSION,
         legacy_version,
-        _versions(_body(message, bodies[_SUPPORTED_VERSIONS]))
-        if _SUPPORTED_VERSIONS in bodies
-        else (legacy_version,),
+        _versions(_body(message, bodies[_SUPPORTED_VERSIONS])) if _SUPPORTED_VERSIONS in bodies else (legacy_version,),
         _alpn(_body(message, bodies[_ALPN])) if _ALPN in bodies else (),
         _ENCRYPTED_CLIENT_HELLO in bodies,
     )
@@ -188,12 +177,8 @@ def _find_extensions(message: bytes, session_id_length: int) -> int:
         raise _malformed(f"the session id has {session_id_length} bytes, and 32 are the most")
     at: int = _FIXED_FIELDS.size + session_id_length
     (cipher_suites,) = _U16.unpack_from(message, at)
-    if (
-        not cipher_suites or cipher_suites % 2
-    ):  # section 4.1.2: CipherSuite cipher_suites<2..2^16-2>, two bytes each
-        raise _malformed(
-            f"the cipher suites have {cipher_suites} bytes, and must have a positive even number"
-        )
+    if not cipher_suites or cipher_suites % 2:  # section 4.1.2: CipherSuite cipher_suites<2..2^16-2>, two bytes each
+        raise _malformed(f"the cipher suites have {cipher_suites} bytes, and must have a positive even number")
     at += 2 + cipher_suites
     compression_methods: int = message[at]
     if not compression_methods:  # section 4.1.2: legacy_compression_methods<1..2^8-1>
@@ -217,9 +202,7 @@ def _locate_bodies(message: bytes, start: int) -> dict[int, int]:
     unpack = _EXTENSION.unpack_from
     while at < end:
         kind, length = unpack(message, at)
-        if (
-            kind in bodies
-        ):  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which one they take
+        if kind in bodies:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which one they take
             raise _duplicate(kind)
         at += 4
         bodies[kind] = at
@@ -252,17 +235,13 @@ def _server_name(body: bytes) -> bytes:
     if not name:  # section 3: opaque HostName<1..2^16-1>
         raise _malformed("the server name is empty")
     if len(name) > _MAX_HOST_NAME:
-        raise HelloError(
-            HelloFault.INVALID_SNI, f"the server name has {len(name)} bytes, and a DNS name 255 at most"
-        )
+        raise HelloError(HelloFault.INVALID_SNI, f"the server name has {len(name)} bytes, and a DNS name 255 at most")
     return name
 
 
 def _not_one_name(names: bytes, first_length: int) -> HelloError:
     """Why `names` is not one name of `first_length` bytes: there is another entry, or a wrong length."""
-    if names[first_length : first_length + 1] == bytes(
-        (_HOST_NAME,)
-    ):  # section 3: one name of each type at most
+    if names[first_length : first_length + 1] == bytes((_HOST_NAME,)):  # section 3: one name of each type at most
         return HelloError(HelloFault.DUPLICATE_SNI, "the server_name extension holds more than one host name")
     return _malformed("the server name does not fill its list")
 
@@ -271,9 +250,7 @@ def _not_one_name(names: bytes, first_length: int) -> HelloError:
 def _versions(body: bytes) -> tuple[int, ...]:
     """The versions in a supported_versions extension (RFC 8446 section 4.2.1), without GREASE."""
     length = body[0]
-    if (
-        length != len(body) - 1 or not length or length % 2
-    ):  # ProtocolVersion versions<2..254>, two bytes each
+    if length != len(body) - 1 or not length or length % 2:  # ProtocolVersion versions<2..254>, two bytes each
         raise _malformed("the supported_versions extension is not a list of versions")
     versions = struct.unpack_from(f"!{length // 2}H", body, 1)
     return tuple(version for version in versions if not _is_grease(version))
@@ -284,9 +261,7 @@ def _is_grease(value: int) -> bool:
     return value & 0x0F0F == 0x0A0A and value >> 8 == value & 0xFF
 
 
-_ALPN_REPORTED: Final = (
-    256  # bytes of the extension: what is kept of an offer is bounded, for it lives in the log
-)
+_ALPN_REPORTED: Final = 256  # bytes of the extension: what is kept of an offer is bounded, for it lives in the log
 
 
 def _alpn(body: bytes) -> tuple[str, ...]:
@@ -366,9 +341,7 @@ class ClientHelloReader:
         """The downstream has closed, and there is no ClientHello yet: raises HelloError TRUNCATED."""
         if not self.received:
             raise HelloError(HelloFault.TRUNCATED, "the client closed without sending a byte")
-        raise HelloError(
-            HelloFault.TRUNCATED, f"the client closed after {self.received} bytes of its ClientHello"
-        )
+        raise HelloError(HelloFault.TRUNCATED, f"the client closed after {self.received} bytes of its ClientHello")
 
     def _assemble(self, data: memoryview) -> ClientHello | NeedMore:
         """The slow path: the hello comes in pieces, or is wrong."""
@@ -377,9 +350,7 @@ class ClientHelloReader:
             self.received += taken
             missing = self._message_size - len(self._message) if self._message_size else 1  # or more
             if self.received + missing > self._limit:
-                raise HelloError(
-                    HelloFault.TOO_LARGE, f"the ClientHello does not end within {self._limit} bytes"
-                )
+                raise HelloError(HelloFault.TOO_LARGE, f"the ClientHello does not end within {self._limit} bytes")
             if not missing:
                 return parse_client_hello(bytes(self._message))
             data = data[taken:]
@@ -389,8 +360,10 @@ class ClientHelloReader:
         header = self._record_header
         taken = min(_RECORD_HEADER - len(header), len(data))
         header += data[:taken]
-        check: Callable[[bytearray], None] = _check_later_record if self._message else _check_first_record
-        check(header)
+        if self._message:
+            _check_later_record(header)
+        else:
+            _check_first_record(header)
         if len(header) == _RECORD_HEADER:
             self._fragment_left = _fragment_length(header)
             header.clear()
@@ -453,17 +426,9 @@ def _check_first_record(header: bytearray) -> None:
     if first & 0x80:
         _check_sslv2(header)
     elif first != _HANDSHAKE:
-        guess = _FOREIGN.get(bytes(header))
-        detail = (
-            f"looks like {guess}"
-            if guess
-            else f"begins with the byte 0x{first:02x}, and a TLS handshake with 0x16"
-        )
-        raise HelloError(HelloFault.NOT_TLS, f"the connection {detail}")
+        raise _not_tls(header)
     elif len(header) > 1 and header[1] != _MAJOR_VERSION:
-        raise HelloError(
-            HelloFault.NOT_TLS, f"the first record is of version {header[1]}, and TLS is version 3"
-        )
+        raise HelloError(HelloFault.NOT_TLS, f"the first record is of version {header[1]}, and TLS is version 3")
 
 
 def _check_sslv2(header: bytearray) -> None:
@@ -472,9 +437,14 @@ def _check_sslv2(header: bytearray) -> None:
         return
     if header[2] == _CLIENT_HELLO:
         raise HelloError(HelloFault.SSLV2, "the ClientHello is in SSL 2.0 format, which cannot name a server")
-    raise HelloError(
-        HelloFault.NOT_TLS, f"the connection begins with the byte 0x{header[0]:02x}, and TLS with 0x16"
-    )
+    raise _not_tls(header)
+
+
+def _not_tls(header: bytearray) -> HelloError:
+    guess = _FOREIGN.get(bytes(header))
+    if guess:
+        return HelloError(HelloFault.NOT_TLS, f"the connection looks like {guess}")
+    return HelloError(HelloFault.NOT_TLS, f"the connection begins with the byte 0x{header[0]:02x}, and TLS with 0x16")
 
 
 def _check_later_record(header: bytearray) -> None:
@@ -487,8 +457,6 @@ def _check_later_record(header: bytearray) -> None:
 
 def _fragment_length(header: bytearray) -> int:
     (length,) = _U16.unpack_from(header, 3)
-    if (
-        not 0 < length <= _MAX_FRAGMENT
-    ):  # RFC 8446 section 5.1: no empty handshake fragments, 2^14 bytes at most
+    if not 0 < length <= _MAX_FRAGMENT:  # RFC 8446 section 5.1: no empty handshake fragments, 2^14 bytes at most
         raise _malformed(f"a handshake record of {length} bytes (1 to {_MAX_FRAGMENT} are allowed)")
     return int(length)

@@ -166,9 +166,7 @@ def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
         raise ProxyHeaderError(f"the PROXY header has {size} bytes, and {MAX_HEADER} are the most")
     if len(data) < size:
         return NEED_MORE
-    if (
-        version_and_command == _V2_LOCAL
-    ):  # the receiver must "discard the protocol block including the family"
+    if version_and_command == _V2_LOCAL:  # the receiver must "discard the protocol block including the family"
         return ProxyHeader(size, 2, True, NoAddress.LOCAL, NoAddress.LOCAL, ())
     header = data[:size]
     source, destination, tlvs_at = _read_addresses(header, family)
@@ -195,9 +193,7 @@ def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int
 
 def _unknown_family(family: int) -> ProxyHeaderError:
     if family in _DATAGRAMS:
-        return ProxyHeaderError(
-            f"the PROXY header is for datagrams (0x{family:02x}), and TLS runs on streams"
-        )
+        return ProxyHeaderError(f"the PROXY header is for datagrams (0x{family:02x}), and TLS runs on streams")
     return ProxyHeaderError(f"unknown PROXY address family and protocol 0x{family:02x}")
 
 
@@ -285,26 +281,21 @@ def encode_proxy_header(
     return unsigned[:-4] + crc32c(unsigned).to_bytes(4, "big")
 
 
-def _encode_addresses(
-    source: SocketAddress | NoAddress, destination: SocketAddress | NoAddress
-) -> tuple[int, bytes]:
+def _encode_addresses(source: SocketAddress | NoAddress, destination: SocketAddress | NoAddress) -> tuple[int, bytes]:
     """The family and protocol byte, and the address block."""
     if isinstance(source, NoAddress) or isinstance(destination, NoAddress):
         if source is not destination:
             raise ValueError(f"one address without the other: {source}, {destination}")
-        return (
-            (_UNIX_STREAM, bytes(_LAYOUTS[_UNIX_STREAM].size)) if source is NoAddress.UNIX else (_UNSPEC, b"")
-        )
+        return (_UNIX_STREAM, bytes(_LAYOUTS[_UNIX_STREAM].size)) if source is NoAddress.UNIX else (_UNSPEC, b"")
     source_ip, destination_ip = ip_address(source.ip), ip_address(destination.ip)
     if source_ip.version != destination_ip.version:
         raise ValueError(f"addresses of two families: {source.ip}, {destination.ip}")
     family = _TCP4 if source_ip.version == 4 else _TCP6
-    return family, _LAYOUTS[family].pack(
-        source_ip.packed, destination_ip.packed, source.port, destination.port
-    )
+    return family, _LAYOUTS[family].pack(source_ip.packed, destination_ip.packed, source.port, destination.port)
 
 
 def encode_tlvs(tlvs: Iterable[Tlv]) -> bytes:
+    """TLVs as they stand in a header or in the value of a PP2_TYPE_SSL."""
     return b"".join(_TLV.pack(kind, len(value)) + value for kind, value in tlvs)
 
 

@@ -12,7 +12,7 @@ BROKEN = Failure(FailureKind.FAILED, "broken", ttl=1)
 
 def outcome_at(cache: DnsCache, now: float) -> Outcome | None:
     entry = cache.find(NAME, now)
-    return entry and entry.outcome
+    return entry.outcome if entry else None
 
 
 def test_an_outcome_is_fresh_for_its_time_to_live_and_not_a_moment_longer() -> None:
@@ -31,7 +31,7 @@ def test_an_expired_answer_is_not_used_while_nobody_knows_whether_the_servers_fa
 
 # What the next lookup came to, the moment of it, and what askers get right after. The answer expires at 60,
 # and may be used for 600 seconds more.
-AFTER_EXPIRY = {
+AFTER_EXPIRY: dict[str, tuple[Outcome, float, Outcome]] = {
     "a new answer replaces it": (Answer(("185.15.59.225",), 60), 100, Answer(("185.15.59.225",), 60)),
     "silence brings it back": (SILENCE, 100, ANSWER),
     "an error brings it back": (BROKEN, 100, ANSWER),
@@ -62,7 +62,7 @@ def test_a_stale_answer_serves_until_its_last_moment_and_asks_for_rechecks() -> 
 def test_a_failure_is_never_brought_back() -> None:
     cache = DnsCache(10, stale_ttl=600)
     cache.settle(NAME, GONE, now=0)
-    assert SILENCE == cache.settle(NAME, SILENCE, now=10).outcome
+    assert cache.settle(NAME, SILENCE, now=10).outcome == SILENCE
 
 
 def test_the_least_recently_used_name_is_forgotten() -> None:
@@ -82,4 +82,4 @@ def test_an_outcome_that_is_never_fresh_takes_no_room() -> None:
     cache.settle(NAME, ANSWER, now=0)
     passing = Failure(FailureKind.FAILED, "too many", ttl=0)
     assert passing == cache.settle(ServerName("other.test"), passing, now=1).outcome
-    assert ANSWER == outcome_at(cache, now=1)
+    assert outcome_at(cache, now=1) == ANSWER

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dns.message
 import dns.rcode
@@ -38,7 +38,7 @@ SOA = "test. {ttl} SOA ns.test. root.test. 1 3600 600 86400 {minimum}"
 
 # Long enough to be never reached on a busy machine, unless a test is about silence.
 PATIENT = 10.0
-IMPATIENT = 0.2
+IMPATIENT = 0.4
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Observed:
 
 
 @dataclass
-class Bench:
+class Resolving:
     """A resolver, the server it asks, its clock and its observer."""
 
     server: ScriptedServer
@@ -91,14 +91,14 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(script: Script, *others: str, **settings: Any) -> AsyncIterator[Bench]:
+async def resolving(script: Script, *others: str, **settings: Any) -> AsyncIterator[Resolving]:
     """Everything for one test; `others` are name servers to ask first, `settings` differ from the defaults."""
     async with scripted_server(script) as server:
         clock, observed = Clock(), Observed()
         chosen: dict[str, Any] = {"timeout": PATIENT, "family": Family.IPV4} | settings
         resolver = Resolver(ResolverSettings(nameservers=(*others, server.address), **chosen), observed, clock)
         try:
-            yield Bench(server, resolver, clock, observed)
+            yield Resolving(server, resolver, clock, observed)
         finally:
             await resolver.close()
 
@@ -142,6 +142,12 @@ def in_turn(*scripts: Script) -> Script:
     return script
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for both families, however busy this machine is."""
+    monkeypatch.setattr(resolver_module, "RESOLUTION_DELAY", PATIENT)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Give the others their turns until the condition holds."""
     async with asyncio.timeout(PATIENT):
@@ -149,6 +155,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.usefixtures("patience")
 class TestAnswers:
     """What a name server says, and what comes of it."""
 
@@ -163,7 +170,7 @@ class TestAnswers:
     async def test_only_the_configured_families_are_asked_for(
         self, family: Family, asked: list[str], expected: tuple[str, ...]
     ) -> None:
-        async with bench(both_families, family=family) as its:
+        async with resolving(both_families, family=family) as its:
             assert expected == await its.addresses()
             assert sorted(asked) == sorted(asked.rdtype for asked in its.server.asked)
 
@@ -171,59 +178,59 @@ class TestAnswers:
         """So that a server that rotates them spreads the load."""
         hosts = [3, 1, 2]
         records = [f"www.test. 60 A 192.0.2.{host}" for host in hosts]
-        async with bench(always(lambda asked: asked.reply(*records))) as its:
+        async with resolving(always(lambda asked: asked.reply(*records))) as its:
             assert tuple(f"192.0.2.{host}" for host in hosts) == await its.addresses()
 
     async def test_families_alternate(self) -> None:
         """So that whoever takes the first few gets some of each."""
         ipv4 = always(lambda asked: asked.reply("www.test. 60 A 192.0.2.1"))
         ipv6 = always(lambda asked: asked.reply("www.test. 60 AAAA 2001:db8::1", "www.test. 60 AAAA 2001:db8::2"))
-        async with bench(by_family(ipv4=ipv4, ipv6=ipv6), family=Family.BOTH) as its:
-            assert ("2001:db8::1", "192.0.2.1", "2001:db8::2") == await its.addresses()
+        async with resolving(by_family(ipv4=ipv4, ipv6=ipv6), family=Family.BOTH) as its:
+            assert await its.addresses() == ("2001:db8::1", "192.0.2.1", "2001:db8::2")
 
     async def test_an_answer_of_hundreds_is_cut(self) -> None:
         first = int(IPv4Address("198.18.0.1"))
         records = [f"www.test. 60 A {IPv4Address(first + host)}" for host in range(300)]
         script = in_turn(always(Asked.truncated), always(lambda asked: asked.reply(*records)))
-        async with bench(script) as its:
-            assert MAX_ADDRESSES == len(await its.addresses())
+        async with resolving(script) as its:
+            assert len(await its.addresses()) == MAX_ADDRESSES
 
     async def test_a_chain_of_aliases_is_followed_and_lives_as_long_as_its_shortest_link(self) -> None:
         chain = ("www.test. 60 CNAME a.test.", "a.test. 7 CNAME b.test.", f"b.test. 60 A {IPV4}")
-        async with bench(always(lambda asked: asked.reply(*chain))) as its:
+        async with resolving(always(lambda asked: asked.reply(*chain))) as its:
             answer = await its.resolver.resolve(NAME)
-            assert ((IPV4,), 7) == (answer.addresses, answer.ttl)
+            assert (answer.addresses, answer.ttl) == ((IPV4,), 7)
 
     async def test_aliases_that_go_round_in_a_circle_are_a_failure(self) -> None:
         circle = ("www.test. 60 CNAME a.test.", "a.test. 60 CNAME www.test.")
-        async with bench(always(lambda asked: asked.reply(*circle))) as its:
+        async with resolving(always(lambda asked: asked.reply(*circle))) as its:
             assert FailureKind.FAILED is (await its.failure()).kind
 
     async def test_names_are_absolute(self) -> None:
         """No search domain is ever appended, not even to a name without a dot."""
-        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+        async with resolving(refusing(dns.rcode.NXDOMAIN)) as its:
             await its.failure(ServerName("kubernetes"))
-            assert ["kubernetes"] == [asked.name for asked in its.server.asked]
+            assert [asked.name for asked in its.server.asked] == ["kubernetes"]
 
     async def test_a_truncated_answer_is_fetched_by_tcp(self) -> None:
         async def script(asked: Asked) -> list[bytes]:
             return [asked.truncated()] if asked.transport == "udp" else await both_families(asked)
 
-        async with bench(script) as its:
-            assert (IPV4,) == await its.addresses()
-            assert [("A", "udp"), ("A", "tcp")] == its.server.questions()
+        async with resolving(script) as its:
+            assert await its.addresses() == (IPV4,)
+            assert its.server.questions() == [("A", "udp"), ("A", "tcp")]
 
     async def test_a_name_that_does_not_exist(self) -> None:
-        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+        async with resolving(refusing(dns.rcode.NXDOMAIN)) as its:
             failure = await its.failure()
             assert FailureKind.NXDOMAIN is failure.kind
             assert f"www.test cannot be resolved: {its.server.address} answered NXDOMAIN" == str(failure)
 
     async def test_a_name_without_addresses_counts_as_one_that_does_not_exist(self) -> None:
-        async with bench(refusing(dns.rcode.NOERROR), family=Family.BOTH) as its:
+        async with resolving(refusing(dns.rcode.NOERROR), family=Family.BOTH) as its:
             failure = await its.failure()
             assert FailureKind.NXDOMAIN is failure.kind
-            assert "the name exists and has no addresses (NODATA)" == failure.detail
+            assert failure.detail == "the name exists and has no addresses (NODATA)"
 
 
 class TestForgery:
@@ -249,8 +256,8 @@ class TestForgery:
         async def script(asked: Asked) -> list[bytes]:
             return [self.forged(asked)[kind], *await both_families(asked)]
 
-        async with bench(script) as its:
-            assert (IPV4,) == await its.addresses()
+        async with resolving(script) as its:
+            assert await its.addresses() == (IPV4,)
 
 
 class TestFamilies:
@@ -269,7 +276,7 @@ class TestFamilies:
     @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
     async def test_one_family_is_enough(self, broken: Script, family: str) -> None:
         scripts = {"ipv4": both_families, "ipv6": both_families} | {family: broken}
-        async with bench(by_family(**scripts), family=Family.BOTH) as its:
+        async with resolving(by_family(**scripts), family=Family.BOTH) as its:
             assert ((IPV6,) if family == "ipv4" else (IPV4,)) == await its.addresses()
 
     async def test_a_late_family_is_added_to_the_answer(self) -> None:
@@ -280,8 +287,8 @@ class TestFamilies:
             await release.wait()
             return await both_families(asked)
 
-        async with bench(by_family(ipv4=both_families, ipv6=late), family=Family.BOTH) as its:
-            assert (IPV4,) == await its.addresses()
+        async with resolving(by_family(ipv4=both_families, ipv6=late), family=Family.BOTH) as its:
+            assert await its.addresses() == (IPV4,)
             release.set()
             await until(lambda: its.in_memory() == (IPV6, IPV4))
             its.clock.now += 60
@@ -308,7 +315,7 @@ class TestFamilies:
     )
     async def test_when_neither_has_addresses(self, one: Script, other: Script, expected: FailureKind) -> None:
         for script in (by_family(ipv4=one, ipv6=other), by_family(ipv4=other, ipv6=one)):
-            async with bench(script, family=Family.BOTH, timeout=IMPATIENT) as its:
+            async with resolving(script, family=Family.BOTH, timeout=IMPATIENT) as its:
                 assert expected is (await its.failure()).kind
 
 
@@ -323,28 +330,27 @@ class TestServers:
     async def test_the_next_server_is_asked(self, broken: Script) -> None:
         async with (
             scripted_server(broken) as first,
-            bench(both_families, first.address, timeout=1.0) as its,
+            resolving(both_families, first.address, timeout=1.0) as its,
         ):
-            assert (IPV4,) == await its.addresses()
-            assert [("A", "udp")] == its.server.questions()
+            assert await its.addresses() == (IPV4,)
 
     async def test_a_server_that_is_not_there_is_passed_at_once(self) -> None:
         """The kernel reports that nothing listens; no timeout is waited for."""
-        async with bench(both_families, f"127.0.0.1:{unused_port()}", timeout=3600) as its:
-            assert (IPV4,) == await its.addresses()
+        async with resolving(both_families, f"127.0.0.1:{unused_port()}", timeout=3600) as its:
+            assert await its.addresses() == (IPV4,)
 
     async def test_a_denial_of_the_first_server_stands(self) -> None:
         async with (
             scripted_server(refusing(dns.rcode.NXDOMAIN)) as first,
-            bench(both_families, first.address) as its,
+            resolving(both_families, first.address) as its,
         ):
             assert FailureKind.NXDOMAIN is (await its.failure()).kind
-            assert [] == its.server.asked
+            assert its.server.asked == []
 
     async def test_a_lost_question_is_asked_again(self) -> None:
-        async with bench(in_turn(silence, both_families), timeout=1.0) as its:
-            assert (IPV4,) == await its.addresses()
-            assert [("A", "udp")] * 2 == its.server.questions()
+        async with resolving(in_turn(silence, both_families), timeout=1.0) as its:
+            assert await its.addresses() == (IPV4,)
+            assert its.server.questions() == [("A", "udp")] * 2
 
     async def test_a_slow_reply_is_taken_although_the_question_was_asked_again(self) -> None:
         """A recursive server that needs a second must not be punished by asking from a new socket."""
@@ -358,23 +364,23 @@ class TestServers:
             asked_again.set()
             return []
 
-        async with bench(in_turn(slow, again), timeout=2.0) as its:
-            assert (IPV4,) == await its.addresses()
+        async with resolving(in_turn(slow, again), timeout=2.0) as its:
+            assert await its.addresses() == (IPV4,)
 
     async def test_the_second_question_does_without_edns(self) -> None:
-        async with bench(refusing(dns.rcode.FORMERR)) as its:
+        async with resolving(refusing(dns.rcode.FORMERR)) as its:
             await its.failure()
-            assert [(0, 1232), (-1, 0)] == [(asked.query.edns, asked.query.payload) for asked in its.server.asked]
+            assert [(asked.query.edns, asked.query.payload) for asked in its.server.asked] == [(0, 1232), (-1, 0)]
 
     async def test_silence_is_a_timeout(self) -> None:
-        async with bench(silence, timeout=IMPATIENT) as its:
+        async with resolving(silence, timeout=IMPATIENT) as its:
             failure = await its.failure()
-            assert (FailureKind.TIMEOUT, "no answer within 0.2 s") == (failure.kind, failure.detail)
+            assert (failure.kind, failure.detail) == (FailureKind.TIMEOUT, "no answer within 0.4 s")
 
     async def test_a_failure_names_the_servers_that_failed(self) -> None:
         async with (
             scripted_server(refusing(dns.rcode.REFUSED)) as first,
-            bench(refusing(dns.rcode.SERVFAIL), first.address) as its,
+            resolving(refusing(dns.rcode.SERVFAIL), first.address) as its,
         ):
             failure = await its.failure()
             expected = f"{first.address} answered REFUSED; {its.server.address} answered SERVFAIL"
@@ -384,7 +390,7 @@ class TestServers:
         async def script(asked: Asked) -> list[bytes]:
             return [asked.truncated()] if asked.transport == "udp" else []
 
-        async with bench(script) as its:
+        async with resolving(script) as its:
             failure = await its.failure()
             assert (FailureKind.FAILED, f"{its.server.address}: EOF") == (failure.kind, failure.detail)
 
@@ -410,7 +416,7 @@ class TestTimeToLive:
         ],
     )  # fmt: skip
     async def test_remembered_for(self, case: str, script: Script, expected: float) -> None:
-        async with bench(script) as its:
+        async with resolving(script) as its:
             await asyncio.gather(its.resolver.resolve(NAME), return_exceptions=True)
             asked = len(its.server.asked)
             its.clock.now += expected - 0.001
@@ -422,13 +428,13 @@ class TestTimeToLive:
 
     async def test_a_changed_record_is_seen_when_the_old_one_expires(self) -> None:
         moved = always(lambda asked: asked.reply(f"{asked.name}. 60 A 192.0.2.2"))
-        async with bench(in_turn(both_families, moved)) as its:
+        async with resolving(in_turn(both_families, moved)) as its:
             before = await its.addresses()
             its.clock.now += 60
-            assert ((IPV4,), ("192.0.2.2",)) == (before, await its.addresses())
+            assert (before, await its.addresses()) == ((IPV4,), ("192.0.2.2",))
 
     async def test_a_failure_in_memory_is_raised_without_a_lookup(self) -> None:
-        async with bench(refusing(dns.rcode.NXDOMAIN)) as its:
+        async with resolving(refusing(dns.rcode.NXDOMAIN)) as its:
             first = await its.failure()
             with pytest.raises(ResolutionError) as caught:
                 its.resolver.cached(NAME)
@@ -439,7 +445,7 @@ class TestAskers:
     """Many connections, few lookups."""
 
     async def test_concurrent_askers_share_one_lookup(self) -> None:
-        async with bench(both_families) as its:
+        async with resolving(both_families) as its:
             answers = await asyncio.gather(*(its.resolver.resolve(NAME) for _ in range(50)))
             assert ({(IPV4,)}, 1) == ({answer.addresses for answer in answers}, len(its.server.asked))
 
@@ -452,13 +458,13 @@ class TestAskers:
             await release.wait()
             return await both_families(question)
 
-        async with bench(script) as its:
+        async with resolving(script) as its:
             first, second = (asyncio.create_task(its.resolver.resolve(NAME)) for _ in range(2))
             await asked.wait()
             first.cancel()
             await asyncio.wait([first])
             release.set()
-            assert ((IPV4,), True) == ((await second).addresses, first.cancelled())
+            assert ((await second).addresses, first.cancelled()) == ((IPV4,), True)
 
     async def test_the_last_asker_that_gives_up_leaves_the_answer_to_the_cache(self) -> None:
         asked = asyncio.Event()
@@ -469,14 +475,14 @@ class TestAskers:
             await release.wait()
             return await both_families(question)
 
-        async with bench(script) as its:
+        async with resolving(script) as its:
             only = asyncio.create_task(its.resolver.resolve(NAME))
             await asked.wait()
             only.cancel()
             await asyncio.wait([only])
             release.set()
             await until(lambda: its.resolver.cached(NAME) is not None)
-            assert (IPV4,) == await its.addresses()
+            assert await its.addresses() == (IPV4,)
 
     async def test_lookups_under_way_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """One more name is refused at once, and not remembered as failed; who joins a lookup is not refused."""
@@ -487,23 +493,23 @@ class TestAskers:
             await release.wait()
             return await both_families(asked)
 
-        async with bench(script) as its:
+        async with resolving(script) as its:
             first, joining = (asyncio.create_task(its.resolver.resolve(NAME)) for _ in range(2))
             await until(lambda: bool(its.server.asked))
             failure = await its.failure(OTHER)
-            assert (FailureKind.FAILED, "1 lookups are under way") == (failure.kind, failure.detail)
+            assert (failure.kind, failure.detail) == (FailureKind.FAILED, "1 lookups are under way")
             release.set()
-            assert [(IPV4,), (IPV4,)] == [answer.addresses for answer in await asyncio.gather(first, joining)]
-            assert (IPV4,) == await its.addresses(OTHER)
+            assert [answer.addresses for answer in await asyncio.gather(first, joining)] == [(IPV4,), (IPV4,)]
+            assert await its.addresses(OTHER) == (IPV4,)
 
     async def test_the_cache_is_bounded(self) -> None:
-        async with bench(both_families, cache_size=1) as its:
+        async with resolving(both_families, cache_size=1) as its:
             await its.addresses(NAME)
             await its.addresses(OTHER)
             assert its.resolver.cached(NAME) is None
 
     async def test_close_ends_what_is_under_way(self) -> None:
-        async with bench(silence) as its:
+        async with resolving(silence) as its:
             asker = asyncio.create_task(its.resolver.resolve(NAME))
             await until(lambda: bool(its.server.asked))
             await its.resolver.close()
@@ -511,21 +517,24 @@ class TestAskers:
             assert asker.cancelled()
 
 
+DOWN = refusing(dns.rcode.SERVFAIL)
+
+
 class TestStale:
     """With `stale_ttl`, an expired answer serves while no name server replies (RFC 8767)."""
 
     async def test_an_expired_answer_serves_while_the_servers_are_down(self) -> None:
-        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+        async with resolving(both_families, stale_ttl=600) as its:
             await its.addresses()
-            its.server.script = silence
+            its.server.script = DOWN
             its.clock.now += 61
-            assert (IPV4,) == await its.addresses()
+            assert await its.addresses() == (IPV4,)
 
-    async def test_only_the_first_asker_waits_for_the_timeout(self) -> None:
+    async def test_only_the_first_asker_waits_for_the_servers_to_fail(self) -> None:
         """Until the recheck the others get the answer from memory; the recheck goes on behind their backs."""
-        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+        async with resolving(both_families, stale_ttl=600) as its:
             await its.addresses()
-            its.server.script = silence
+            its.server.script = DOWN
             its.clock.now += 61
             await its.addresses()
             asked = len(its.server.asked)
@@ -539,25 +548,25 @@ class TestStale:
             assert stale is not None
             assert ((IPV4,), asked + 1) == (stale.addresses, len(its.server.asked))
             its.clock.now += 59
-            assert (IPV4,) == await its.addresses()
+            assert await its.addresses() == (IPV4,)
 
     async def test_an_expired_answer_serves_for_stale_ttl_at_most(self) -> None:
-        async with bench(both_families, stale_ttl=600, timeout=IMPATIENT) as its:
+        async with resolving(both_families, stale_ttl=600) as its:
             await its.addresses()
-            its.server.script = silence
+            its.server.script = DOWN
             its.clock.now += 660
-            assert FailureKind.TIMEOUT is (await its.failure()).kind
+            assert FailureKind.FAILED is (await its.failure()).kind
 
     async def test_without_stale_ttl_it_never_serves(self) -> None:
-        async with bench(both_families, timeout=IMPATIENT) as its:
+        async with resolving(both_families) as its:
             await its.addresses()
-            its.server.script = silence
+            its.server.script = DOWN
             its.clock.now += 61
-            assert FailureKind.TIMEOUT is (await its.failure()).kind
+            assert FailureKind.FAILED is (await its.failure()).kind
 
     async def test_a_name_that_is_gone_is_gone(self) -> None:
         """A live server that denies the name beats any memory."""
-        async with bench(both_families, stale_ttl=600) as its:
+        async with resolving(both_families, stale_ttl=600) as its:
             await its.addresses()
             its.server.script = refusing(dns.rcode.NXDOMAIN)
             its.clock.now += 61
@@ -568,12 +577,12 @@ class TestObserver:
     """What the metrics are told."""
 
     async def test_misses_lookups_and_hits(self) -> None:
-        async with bench(both_families) as its:
+        async with resolving(both_families) as its:
             await its.addresses()
             await its.addresses()
             its.resolver.cached(NAME)
             its.resolver.cached(OTHER)
-            assert ["miss", "lookup ok in 0 s", "hit", "hit"] == its.observed.events
+            assert its.observed.events == ["miss", "lookup ok in 0 s", "hit", "hit"]
 
     @pytest.mark.parametrize(
         ("script", "result"),
@@ -585,12 +594,12 @@ class TestObserver:
         ids=["silence", "a denial", "a failure"],
     )
     async def test_what_a_lookup_came_to(self, script: Script, result: str) -> None:
-        async with bench(script, timeout=IMPATIENT) as its:
+        async with resolving(script, timeout=IMPATIENT) as its:
             await its.failure()
             assert ["miss", f"lookup {result} in 0 s"] == its.observed.events
 
     async def test_stale_answers(self) -> None:
-        async with bench(both_families, stale_ttl=600) as its:
+        async with resolving(both_families, stale_ttl=600) as its:
             await its.addresses()
             its.server.script = refusing(dns.rcode.SERVFAIL)
             its.clock.now += 61
@@ -609,7 +618,6 @@ class TestNameservers:
             ("8.8.8.8", Nameserver("8.8.8.8", 53)),
             ("8.8.8.8:5353", Nameserver("8.8.8.8", 5353)),
             ("2001:4860:4860::8888", Nameserver("2001:4860:4860::8888", 53)),
-            ("[2001:4860:4860::8888]", Nameserver("2001:4860:4860::8888", 53)),
             ("[2001:4860:4860::8888]:5353", Nameserver("2001:4860:4860::8888", 5353)),
         ],
     )
@@ -617,8 +625,20 @@ class TestNameservers:
         assert expected == parse_nameserver(text)
 
     @pytest.mark.parametrize(
-        "text", ["", "dns.google", "8.8.8.8:", "8.8.8.8:0", "8.8.8.8:65536", "[8.8.8.8]:53", "[::1]53", "[::1", "::1]:53"]
-    )  # fmt: skip
+        "text",
+        [
+            "",
+            "dns.google",
+            "1.1.1.1:",
+            "1.1.1.1:0",
+            "1.1.1.1:65536",
+            "[1.1.1.1]:53",
+            "[::1]",
+            "[::1]53",
+            "[::1",
+            "::1]:53",
+        ],
+    )
     def test_anything_else_is_an_error(self, text: str) -> None:
         with pytest.raises(ValueError, match=r".+"):
             parse_nameserver(text)
@@ -639,6 +659,7 @@ class TestNameservers:
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("patience")
 class TestDnsmasq:
     """A real name server, by asyncio's own loop and by uvloop."""
 
@@ -670,7 +691,7 @@ class TestDnsmasq:
             "a name of others": await outcome("www.example.com"),
         }
 
-    EXPECTED: dict[str, object] = {
+    EXPECTED: ClassVar[dict[str, object]] = {
         "a name of both families": (IPV6, IPV4),
         "its time to live": 77,
         "an alias": (IPV6, IPV4),

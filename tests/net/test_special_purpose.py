@@ -152,7 +152,6 @@ CARRIED = {
     ),
     "NAT64, a local prefix and nothing": ("64:ff9b:1::", ["0.0.0.0"]),
     "6to4": ("2002:a00:1::1", ["10.0.0.1"]),
-    # The example of RFC 4380 section 4: server 65.54.227.120, client 192.0.2.45.
     "Teredo: the server, and the client by inverted bits": (
         "2001:0:4136:e378:8000:63bf:3fff:fdd2",
         ["65.54.227.120", "192.0.2.45"],

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import dns.flags
 import dns.message
@@ -114,13 +115,9 @@ class Asked:
 
 
 def _rrsets(*records: str) -> list[dns.rrset.RRset]:
-    data_by_owner: dict[tuple[str, int, str], list[str]] = {}
-    for record in records:
-        name, ttl, rdtype, data = record.split(maxsplit=3)
-        data_by_owner.setdefault((name, int(ttl), rdtype), []).append(data)
-    return [
-        dns.rrset.from_text_list(name, ttl, "IN", rdtype, data) for (name, ttl, rdtype), data in data_by_owner.items()
-    ]
+    """One for each record: dnspython shuffles the records of an RRset when it writes them."""
+    fields = (record.split(maxsplit=3) for record in records)
+    return [dns.rrset.from_text(name, int(ttl), "IN", rdtype, data) for name, ttl, rdtype, data in fields]
 
 
 # What a script gives for a question: the datagrams to send, one after the other; none is silence.
@@ -176,8 +173,8 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        # A cast, because neither asyncio's own transport nor uvloop's has this base class everywhere.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._server.serve_datagram(self._transport, data, addr)

@@ -1,7 +1,5 @@
 """The alerts, as bytes and as real TLS clients understand them."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 import ssl
 
 import pytest
@@ -31,9 +29,7 @@ def test_an_alert_is_one_record_of_seven_bytes(alert: Alert, record: str) -> Non
     ],
 )
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_client_names_the_alert_that_ended_its_handshake(
-    version: ssl.TLSVersion, alert: Alert, reason: str
-) -> None:
+def test_a_client_names_the_alert_that_ended_its_handshake(version: ssl.TLSVersion, alert: Alert, reason: str) -> None:
     """OpenSSL takes it in place of a ServerHello, whichever single version it speaks; curl prints this reason."""
     context = ssl.create_default_context()
     context.minimum_version = context.maximum_version = version

@@ -3,6 +3,7 @@
 # ruff: noqa: SIM300 - assertions here read "expected == actual"
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,7 @@ from tests.wire.build import (
 )
 
 LIMIT = 65536
+DATA = Path(__file__).parent.parent / "data" / "client_hello"
 
 # A ClientHello by hand, so that the builder is not its own witness.
 EXAMPLE = bytes.fromhex(
@@ -187,6 +189,27 @@ def test_a_padded_hello_has_the_size_asked_for() -> None:
     assert isinstance(read_client_hello(hello), ClientHello)
 
 
+def captured(name: str) -> bytes:
+    """What a real client sent, from tests/data."""
+    lines = (DATA / name).read_text().splitlines()
+    return bytes.fromhex("".join(line for line in lines if not line.startswith("#")))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "versions"),
+    [
+        ("curl-7.88-openssl-3.0.hex", 517, (0x0304, 0x0303, 0x0302, 0x0301)),
+        ("go-1.26.hex", 1526, (0x0304, 0x0303)),
+    ],
+)
+def test_the_hello_of_a_real_client_is_read(name: str, size: int, versions: tuple[int, ...]) -> None:
+    """curl's hello, and Go's with its post-quantum key share, which takes two segments."""
+    hello = captured(name)
+    assert size == len(hello)
+    expected = ClientHello(b"en.wikipedia.org", TLS_1_2, versions, ("h2", "http/1.1"), ech=False)
+    check_every_split(expected, hello)
+
+
 # ---- Versions, protocols, ECH ----
 
 
@@ -204,9 +227,7 @@ def test_a_padded_hello_has_the_size_asked_for() -> None:
         (0x0303, (0xFAFA,), "0x0000"),
     ],
 )
-def test_the_version_is_the_highest_offered(
-    legacy_version: int, offered: tuple[int, ...], highest: str
-) -> None:
+def test_the_version_is_the_highest_offered(legacy_version: int, offered: tuple[int, ...], highest: str) -> None:
     """RFC 8446 section 4.2.1: supported_versions counts where it is there, legacy_version where it is not."""
     extensions = [supported_versions_extension(offered)] if offered else []
     hello = parse_client_hello(hello_message(extensions, legacy_version=legacy_version))
@@ -349,17 +370,13 @@ MALFORMED_MESSAGES = {
     "supported_versions of odd length": hello_with((SUPPORTED_VERSIONS, vector8(b"\x03\x04\x03"))),
     "empty supported_versions": hello_with((SUPPORTED_VERSIONS, vector8(b""))),
     "a supported_versions extension without a byte": hello_with((SUPPORTED_VERSIONS, b"")),
-    "supported_versions that do not fill their extension": hello_with(
-        (SUPPORTED_VERSIONS, b"\x02\x03\x04\x03\x03")
-    ),
+    "supported_versions that do not fill their extension": hello_with((SUPPORTED_VERSIONS, b"\x02\x03\x04\x03\x03")),
     "an empty list of protocols": hello_with((ALPN, b"\x00\x00")),
     "an ALPN extension without a byte": hello_with((ALPN, b"")),
     "an ALPN extension of one byte": hello_with((ALPN, b"\x00")),
     "an empty protocol": hello_with((ALPN, vector16(b"\x02h2\x00"))),
     "a protocol past the end of its list": hello_with((ALPN, vector16(b"\x02h2\x03h3"))),
-    "a list of protocols that does not fill its extension": hello_with(
-        (ALPN, alpn_extension(["h2"])[1] + b"\x00")
-    ),
+    "a list of protocols that does not fill its extension": hello_with((ALPN, alpn_extension(["h2"])[1] + b"\x00")),
     "a session id of 33 bytes": as_records(hello_message([NAME], session_id=bytes(33))),
     "no cipher suites": as_records(hello_message([NAME], cipher_suites=b"")),
     "half a cipher suite": as_records(hello_message([NAME], cipher_suites=b"\x13\x01\x13")),
@@ -441,9 +458,7 @@ REFUSED_AT_THE_LAST_BYTE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("data", "fault"), REFUSED_AT_THE_LAST_BYTE.values(), ids=REFUSED_AT_THE_LAST_BYTE.keys()
-)
+@pytest.mark.parametrize(("data", "fault"), REFUSED_AT_THE_LAST_BYTE.values(), ids=REFUSED_AT_THE_LAST_BYTE.keys())
 def test_an_error_is_raised_at_the_first_byte_that_shows_it(data: bytes, fault: HelloFault) -> None:
     """Nobody waits ten seconds for the rest of something that cannot become a ClientHello."""
     assert NEED_MORE == outcome(data[:-1])
@@ -516,9 +531,7 @@ def test_a_close_in_the_middle_is_truncation(received: bytes, detail: str) -> No
 
 LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
 NAMES = st.lists(LABELS, min_size=1, max_size=5).map(".".join)
-EXTRA = st.lists(
-    st.tuples(st.integers(100, 60000), st.binary(max_size=40)), max_size=5, unique_by=lambda pair: pair[0]
-)
+EXTRA = st.lists(st.tuples(st.integers(100, 60000), st.binary(max_size=40)), max_size=5, unique_by=lambda pair: pair[0])
 
 
 @st.composite
@@ -543,9 +556,7 @@ def test_any_cut_of_a_valid_hello_reads_the_same(
 @st.composite
 def mutations(draw: st.DrawFn) -> bytes:
     """A valid hello with a few bytes replaced, removed or put in."""
-    hello = bytearray(
-        draw(st.sampled_from([EXAMPLE, as_records(EXAMPLE[5:], 40), as_records(EXAMPLE[5:], 1)]))
-    )
+    hello = bytearray(draw(st.sampled_from([EXAMPLE, as_records(EXAMPLE[5:], 40), as_records(EXAMPLE[5:], 1)])))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(hello)))
         end = min(len(hello), start + draw(st.integers(0, 3)))

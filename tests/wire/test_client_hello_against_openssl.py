@@ -30,9 +30,7 @@ from tests.wire.build import (
 )
 
 
-def openssl_hello(
-    name: str, protocols: list[str], maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED
-) -> bytes:
+def openssl_hello(name: str, protocols: list[str], maximum: ssl.TLSVersion = ssl.TLSVersion.MAXIMUM_SUPPORTED) -> bytes:
     """The first flight of an OpenSSL client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -147,9 +145,7 @@ def hello_of(*extensions: Extension, fragment_size: int = 2**14) -> bytes:
 
 def test_the_fields_that_decide_agree_at_every_single_byte(server: Server) -> None:
     """Each byte of the server_name extension set to a few values that lengths and types are made of."""
-    hello = bytearray(
-        hello_of((SERVER_NAME, vector16(b"\x00" + vector16(b"a.example"))), alpn_extension(["h2"]))
-    )
+    hello = bytearray(hello_of((SERVER_NAME, vector16(b"\x00" + vector16(b"a.example"))), alpn_extension(["h2"])))
     start = hello.index(b"a.example") - 9
     for at in range(start, start + 30):
         original = hello[at]
@@ -186,8 +182,7 @@ def unusual_hellos(draw: st.DrawFn) -> bytes:
     """Hellos with well-framed extensions and a server name that is right, wrong, absent or there twice."""
     kinds = draw(st.lists(st.sampled_from([SERVER_NAME, SERVER_NAME, ALPN, 21, 0x1A1A, 65000]), max_size=4))
     extensions = [
-        (kind, draw(server_name_bodies()) if kind == SERVER_NAME else draw(st.binary(max_size=6)))
-        for kind in kinds
+        (kind, draw(server_name_bodies()) if kind == SERVER_NAME else draw(st.binary(max_size=6))) for kind in kinds
     ]
     return hello_of(*extensions, fragment_size=draw(st.sampled_from([7, 50, 2**14])))
 

@@ -1,7 +1,5 @@
 """The checksum against the vectors of the RFC that defined its use on the wire."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 import pytest
 
 from sniproxy.wire.crc32c import crc32c
