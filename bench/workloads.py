@@ -126,7 +126,7 @@ def _short(proxy: Proxy, scale: Scale) -> Sample:
     proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=32))
     load = Load(SHORT_NAMES, count=scale.short, concurrency=32)
     result, usage, problems = _metered_load(proxy, load)
-    return Sample({"short_cpu": usage.cpu.total / load.count * 1e6}, problems, _raw(result, usage))
+    return Sample({"short_cpu": usage.seconds / load.count * 1e6}, problems, _raw(result, usage))
 
 
 def _stream(proxy: Proxy, scale: Scale) -> Sample:
@@ -144,7 +144,7 @@ def _upload(proxy: Proxy, scale: Scale) -> Sample:
 
 
 def _ms_per_gb(usage: Usage, scale: Scale) -> float:
-    return usage.cpu.total * 1e3 / (scale.sizes.stream / GB)
+    return usage.seconds * 1e3 / (scale.sizes.stream / GB)
 
 
 def _idle(proxy: Proxy, scale: Scale) -> Sample:
@@ -170,7 +170,7 @@ def _latency(proxy: Proxy, scale: Scale) -> Sample:
     values = {
         "latency_p50": result.p50_us,
         "latency_p99": result.p99_us,
-        "paced_cpu": usage.cpu.total / load.count * 1e6,
+        "paced_cpu": usage.seconds / load.count * 1e6,
     }
     return Sample(values, problems, _raw(result, usage))
 
