@@ -103,10 +103,20 @@ def _run(
         for name in workloads:
             for peer, program in programs.items():
                 began = time.monotonic()
-                sample = _sample(stage, RECIPES[peer], program, WORKLOADS[name], scale, failures)
+                sample = _undisturbed_sample(stage, RECIPES[peer], program, WORKLOADS[name], scale, failures)
                 results.add(name, peer, sample)
                 _say(_progress(number, scale.rounds, name, peer, sample, time.monotonic() - began))
     return results, failures
+
+
+def _undisturbed_sample(
+    stage: Stage, recipe: Recipe, program: Path, workload: Workload, scale: Scale, failures: list[str]
+) -> Sample | None:
+    """A sample; one that another program disturbed is taken again, once, whatever its figures were."""
+    sample = _sample(stage, recipe, program, workload, scale, failures)
+    if sample is None or not sample.disturbed:
+        return sample
+    return _sample(stage, recipe, program, workload, scale, failures)
 
 
 def _sample(

@@ -27,6 +27,7 @@ from bench.stage import SHORT_NAMES, Load, LoadResult, Problem, Sizes
 
 CORE_LIMIT = 0.90  # a core busier than this is taken to be full
 FOREIGN_LIMIT = 0.05  # of the proxy's core, taken by something else
+FOREIGN = "something else used the proxy's core"
 GB = 10**9
 
 
@@ -85,6 +86,11 @@ class Sample:
     problems: list[Problem] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether another program got in the way: no fault of the proxy's, and worth another try."""
+        return any(problem.kind == FOREIGN for problem in self.problems)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -107,7 +113,7 @@ def usage_problems(usage: Usage, *, cores_apart: bool) -> list[Problem]:
         cores = f"its core {usage.load_core_busy:.0%} busy, the proxy's {usage.proxy_core_busy:.0%}"
         found.append(Problem("the load generator was the bottleneck", cores))
     if usage.foreign_share > FOREIGN_LIMIT:
-        found.append(Problem("something else used the proxy's core", f"{usage.foreign_share:.0%}"))
+        found.append(Problem(FOREIGN, f"{usage.foreign_share:.0%}"))
     return found
 
 

@@ -5,6 +5,7 @@ problem, each as FILE:LINE: what, and the mend.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _pattern(text: str) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 256:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of workers from 1 to 256")
     return int(text)
 
@@ -125,8 +126,8 @@ def _demo(_options: argparse.Namespace) -> int:
 def _load(path: Path | None, allow: Sequence[str] = (), deny: Sequence[str] = ()) -> Loaded:
     """The config and its rules, with those of the command line first. Raises BadInputError."""
     loaded = load_config(path)
-    extra = [_rule(Action.DENY, "--deny", text) for text in deny]
-    extra += [_rule(Action.ALLOW, "--allow", text) for text in allow]
+    extra = [_rule(Action.DENY, "--deny", text) for text in dict.fromkeys(deny)]
+    extra += [_rule(Action.ALLOW, "--allow", text) for text in dict.fromkeys(allow)]
     rulebook = load_rulebook(loaded.config.policy, [path for path, _ in loaded.policy_files], extra)
     return Loaded(loaded.config, rulebook)
 

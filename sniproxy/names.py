@@ -5,6 +5,7 @@ spellings that a resolver or a browser would take for one. Nothing else in the p
 checks a name: it asks for a `ServerName`.
 """
 
+import ipaddress
 import re
 from enum import Enum
 from functools import lru_cache
@@ -47,8 +48,19 @@ def parse_server_name(raw: bytes) -> ServerName:
     """
     text = raw.decode("latin-1")
     name = text.lower().removesuffix(".") if text.isascii() else text
-    if ":" in name or _NUMERIC_LABEL.fullmatch(name.rpartition(".")[2]):
+    if _is_ipv6(name) or _NUMERIC_LABEL.fullmatch(name.rpartition(".")[2]):
         raise InvalidNameError(text, NameFault.IP_ADDRESS)
     if len(name) > MAX_LENGTH or not _HOSTNAME.fullmatch(name):
         raise InvalidNameError(text, NameFault.INVALID)
     return ServerName(name)
+
+
+def _is_ipv6(name: str) -> bool:
+    """Whether `name` is an IPv6 address, as the DNS or a URL spells it. A name with a port is none."""
+    if ":" not in name:
+        return False
+    try:
+        ipaddress.IPv6Address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True

@@ -6,6 +6,7 @@ alike. Nothing is returned unless everything is right.
 
 import difflib
 import glob
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sniproxy.config.model import Config, PolicyFile
+from sniproxy.config.units import show
 from sniproxy.config.yaml_source import BadInputError, Node, Problem, read_documents
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -35,47 +37,67 @@ def load_config(path: Path | None) -> LoadedConfig:
         return LoadedConfig(Config(), "the built-in config")
     documents = read_documents(path)
     if len(documents) > 1:
-        raise BadInputError([Problem(str(path), documents[1].line, "is a second document; a config has one")])
+        raise BadInputError([Problem(str(path), documents[1].line, "begins a second document; a config is one")])
     root = documents[0] if documents else Node({}, 1)
     config = validate(Config, root, str(path))
     return LoadedConfig(config, str(path), _find_policies(config, root, path))
 
 
 def _find_policies(config: Config, root: Node, path: Path) -> tuple[tuple[Path, PolicyFile], ...]:
-    found: list[tuple[Path, PolicyFile]] = []
+    found: dict[Path, tuple[int, PolicyFile]] = {}
     problems = []
     for number, entry in enumerate(config.policy.files):
-        matches = _expand(path.parent / entry.path)
-        found += [(match, entry) for match in matches]
-        if not matches:
-            line = root.line_of(("policy", "files", number))
-            problems.append(Problem(str(path), line, f"policy file {entry.path} does not exist; create it or drop it"))
+        line = root.line_of(("policy", "files", number))
+        pattern = path.parent / entry.path
+        try:
+            matches = _expand(pattern)
+        except FileNotFoundError as error:
+            problems.append(Problem(str(path), line, str(error)))
+            continue
+        for match in matches:
+            first, _ = found.setdefault(match, (line, entry))
+            if found[match][1] is not entry:
+                message = f"policy file {match} is named here again, first on line {first}; keep one"
+                problems.append(Problem(str(path), line, message))
     if problems:
         raise BadInputError(problems)
-    return tuple(found)
+    return tuple((match, entry) for match, (_, entry) in found.items())
 
 
 def _expand(pattern: Path) -> list[Path]:
-    """The files that a path or a glob names, sorted; the kubelet's `..data` links are no files of their own."""
+    """The files that a path or a glob names, sorted; the kubelet's `..data` links are no files of their own.
+
+    Raises FileNotFoundError, with the mend, where there is none.
+    """
     if not glob.has_magic(str(pattern)):
-        return [pattern] if pattern.exists() else []
-    return sorted(path for match in glob.glob(str(pattern)) if (path := Path(match)).is_file())
+        if pattern.is_dir():
+            raise FileNotFoundError(f"policy file {pattern} is a folder; write {pattern / '*.yaml'}")
+        if not pattern.exists():
+            raise FileNotFoundError(f"policy file {pattern} does not exist; create it, or drop the entry")
+        return [pattern]
+    matches = sorted(path for match in glob.glob(str(pattern)) if (path := Path(match)).is_file())
+    if not matches:
+        raise FileNotFoundError(f"no policy file matches {pattern}; create one, or drop the entry")
+    return matches
 
 
 def validate(model: type[Model], node: Node, file: str) -> Model:
     """`node` as a `model`. Raises BadInputError with every problem, at its line."""
     if not isinstance(node.value, dict):
-        raise BadInputError([Problem(file, node.line, f"must be a mapping of keys, not {_kind(node.plain())}")])
+        kind = show(node.plain())
+        raise BadInputError([Problem(file, node.line, f"must hold keys with values, like `key: value`, not {kind}")])
     try:
         return model.model_validate(node.plain())
     except ValidationError as error:
-        raise BadInputError(list(_problems(error, model, node, file))) from None
+        raise BadInputError(_problems(error, model, node, file)) from None
 
 
 def _problems(error: ValidationError, model: type[BaseModel], node: Node, file: str) -> Iterable[Problem]:
     said = set()
     for detail in error.errors(include_url=False):
-        path = _path_in(node, detail["loc"])
+        if detail["type"] == "too_short" and detail["input"]:
+            continue  # its entries are wrong, each with a problem of its own
+        path = _path_in(node, (*detail["loc"], *detail.get("ctx", {}).get("at", ())))
         problem = Problem(file, node.line_of(path), _sentence(detail, path, model))
         if problem not in said:
             said.add(problem)
@@ -96,6 +118,8 @@ def _path_in(node: Node, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
 def _sentence(detail: ErrorDetails, path: tuple[int | str, ...], model: type[BaseModel]) -> str:
     where = _dotted(path)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if value is None and kind not in ("missing", "extra_forbidden"):
+        return f"{where} has no value; give it one, or drop it"
     match kind:
         case "extra_forbidden":
             return _unknown_key(path, _keys_at(model, path[:-1]))
@@ -104,43 +128,48 @@ def _sentence(detail: ErrorDetails, path: tuple[int | str, ...], model: type[Bas
         case "value_error":
             return f"{where}: {context['error']}" if where else str(context["error"])
         case "literal_error":
-            sentence = f"must be {context['expected'].replace(chr(39), '')}, not {_show(value)}"
+            sentence = f"must be {context['expected'].replace(chr(39), '')}, not {show(value)}"
         case "greater_than_equal" | "less_than_equal":
             bound = f"at least {context['ge']}" if "ge" in context else f"at most {context['le']}"
-            sentence = f"must be {bound}, not {_show(value)}"
+            sentence = f"must be {bound}, not {show(value)}"
         case "too_short" | "string_too_short":
-            sentence = "must not be empty"
-        case "string_pattern_mismatch":
-            sentence = f"{_show(value)} must match {context['pattern']}"
+            sentence = "is empty; fill it, or drop it"
+        case "string_too_long":
+            sentence = f"must have at most {context['max_length']} characters"
         case _:
-            expected = _EXPECTED.get(kind)
-            sentence = f"must be {expected}, not {_show(value)}" if expected else f"is wrong: {detail['msg']}"
+            expected = _EXPECTED.get(kind, detail["msg"])
+            sentence = f"must be {expected}, not {show(value)}{_mend(kind, value)}"
     return f"{where} {sentence}".strip()
+
+
+def _mend(kind: str, value: object) -> str:
+    if kind == "int_type" and isinstance(value, str) and value.isdecimal():
+        return "; take the quotes off"
+    if kind == "string_type" and not isinstance(value, (dict, list)):
+        return "; put it in quotes"
+    if kind in ("tuple_type", "frozen_set_type") and not isinstance(value, (dict, list)):
+        return f"; write [{show(value)}]"
+    return ""
 
 
 _EXPECTED = {
     "tuple_type": "a list",
-    "list_type": "a list",
     "frozen_set_type": "a list",
     "dict_type": "a mapping of keys",
     "model_type": "a mapping of keys",
-    "model_attributes_type": "a mapping of keys",
     "string_type": "text",
     "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
-    "float_type": "a number",
 }
 
 
 def _unknown_key(path: tuple[int | str, ...], known: list[str]) -> str:
-    key = str(path[-1]) if path else ""
-    close = difflib.get_close_matches(key, known, n=1)
+    key = str(path[-1])
+    close = difflib.get_close_matches(key[:100], known, n=1)
     mend = f"did you mean '{close[0]}'?" if close else f"the keys here are {', '.join(known)}"
     where = f" in {_dotted(path[:-1])}" if path[:-1] else ""
-    return f"unknown key '{key}'{where}; {mend}"
+    return f"unknown key {show(key)}{where}; {mend}"
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -170,17 +199,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _dotted(path: tuple[int | str, ...]) -> str:
     text = ""
     for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+        if isinstance(step, int) or not re.fullmatch(r"[\w-]{1,100}", step):
+            text += f"[{show(step)}]"
+        else:
+            text += f".{step}" if text else step
     return text
-
-
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
-    return names.get(type(value), "a number")
-
-
-def _show(value: object) -> str:
-    if isinstance(value, (dict, list, type(None))):
-        return _kind(value)
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,26 +12,31 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    Strict,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from sniproxy.config.units import (
+    Address,
+    AdminAddress,
     AnyNetwork,
     Duration,
     EndpointAddress,
     HostName,
     ListenAddress,
     Nameserver,
+    Namespace,
     PositiveDuration,
     Size,
     TcpAddress,
     TrustedPeer,
     Uid,
     UnixAddress,
+    show,
 )
 from sniproxy.identity.spiffe import InvalidSpiffeIdError, Principal, parse_principal
-from sniproxy.names import ServerName
 
 
 def _off(value: object) -> object:
@@ -42,15 +47,23 @@ def _off(value: object) -> object:
 def _principal(value: object) -> Principal:
     if isinstance(value, Principal):
         return value
+    if not isinstance(value, str):
+        raise ValueError(f"{show(value)} is no principal; write it as cluster.local/ns/default/sa/sleep")
     try:
-        return parse_principal(value if isinstance(value, str) else str(value))
+        return parse_principal(value)
     except InvalidSpiffeIdError as error:
         raise ValueError(f"{error}; write it as cluster.local/ns/default/sa/sleep") from None
 
 
+def _wrong_at(at: tuple[str | int, ...], message: str) -> PydanticCustomError:
+    """A problem that only the whole mapping can see, at the path in it where the mend belongs."""
+    return PydanticCustomError("value_error", "{error}", {"error": message, "at": at})
+
+
 Off = BeforeValidator(_off)
 PrincipalName = Annotated[Principal, PlainValidator(_principal)]
-TlvType = Annotated[int, Field(ge=0, le=255)]
+Whole = Annotated[int, Strict()]  # neither true nor "443" nor 4.0
+TlvType = Annotated[Whole, Field(ge=0, le=255)]
 
 
 class Section(BaseModel):
@@ -68,6 +81,12 @@ class TlvTypes(Section):
 
     principal: TlvType = 0xD0
     requested_server_name: TlvType = 0x02  # PP2_TYPE_AUTHORITY
+
+    @model_validator(mode="after")
+    def _types_differ(self) -> Self:
+        if self.principal == self.requested_server_name:
+            raise ValueError(f"both attributes have the type {self.principal:#04x}; give each its own")
+        return self
 
     @model_validator(mode="after")
     def _types_are_free(self) -> Self:
@@ -96,16 +115,21 @@ class Listener(Section):
     def _trust_fits(self) -> Self:
         if self.proxy_protocol == "off":
             if self.trusted_peers:
-                raise ValueError("trusted_peers has no meaning with proxy_protocol off; set proxy_protocol: required")
+                raise _wrong_at(
+                    ("trusted_peers",), "nobody is trusted while proxy_protocol is off; set proxy_protocol: required"
+                )
             return self
         on_unix = isinstance(self.address, UnixAddress)
         example = "uid:1337" if on_unix else "127.0.0.0/8"
         if not self.trusted_peers:
-            raise ValueError(f"proxy_protocol required trusts nobody; add trusted_peers: [{example}]")
-        for peer in self.trusted_peers:
+            raise _wrong_at(
+                ("proxy_protocol",), f"required, but nobody may send the header; add trusted_peers: [{example}]"
+            )
+        for number, peer in enumerate(self.trusted_peers):
             if isinstance(peer, Uid) != on_unix:
-                where = "a Unix socket" if on_unix else "a TCP address"
-                raise ValueError(f"trusted peer {peer} cannot be seen on {where}; write one like {example}")
+                here, seen = ("a Unix socket", "uids") if on_unix else ("a TCP address", "networks")
+                message = f"{peer} cannot be seen on {here}, where peers are known by their {seen}; write {example}"
+                raise _wrong_at(("trusted_peers", number), message)
         return self
 
 
@@ -117,31 +141,35 @@ class ResolverConfig(Section):
     max_ttl: Duration = 300.0
     negative_ttl: Duration = 5.0
     stale_ttl: Duration = 0.0
-    cache_size: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    cache_size: Annotated[Whole, Field(ge=1, le=1_000_000)] = 10_000
 
     @model_validator(mode="after")
     def _clamps_fit(self) -> Self:
         if self.min_ttl > self.max_ttl:
-            raise ValueError("min_ttl is longer than max_ttl; swap them")
+            at = "min_ttl" if "min_ttl" in self.model_fields_set else "max_ttl"
+            message = f"min_ttl is {self.min_ttl:g}s and max_ttl {self.max_ttl:g}s; lower min_ttl, or raise max_ttl"
+            raise _wrong_at((at,), message)
         return self
 
 
 class Upstream(Section):
-    port: Annotated[int, Field(ge=1, le=65535)] = 443
+    port: Annotated[Whole, Field(ge=1, le=65535)] = 443
     resolver: ResolverConfig = ResolverConfig()
-    hosts: dict[HostName, tuple[EndpointAddress, ...]] = {}
+    hosts: dict[HostName, Annotated[tuple[EndpointAddress, ...], Field(min_length=1)]] = {}
     allow_networks: tuple[AnyNetwork, ...] = ()
     deny_networks: tuple[AnyNetwork, ...] = ()
     connect_timeout: PositiveDuration = 5.0
 
-    @field_validator("hosts")
+    @field_validator("hosts", mode="before")
     @classmethod
-    def _hosts_have_addresses(
-        cls, hosts: dict[ServerName, tuple[TcpAddress, ...]]
-    ) -> dict[ServerName, tuple[TcpAddress, ...]]:
-        for name, addresses in hosts.items():
-            if not addresses:
-                raise ValueError(f'{name} has no address; give it one, like ["127.0.0.1:9443"]')
+    def _names_differ(cls, hosts: object) -> object:
+        """YAML sees two spellings of one name as two keys."""
+        seen: dict[str, str] = {}
+        for written in hosts if isinstance(hosts, dict) else ():
+            name = str(written).lower().removesuffix(".")
+            if name in seen:
+                raise _wrong_at((written,), f"is the same name as {show(seen[name])}; keep one")
+            seen[name] = written
         return hosts
 
 
@@ -149,20 +177,22 @@ class PolicyFile(Section):
     """A file or a glob of policies, and the namespace that `kubectl -n` would have given its documents."""
 
     path: Annotated[str, Field(min_length=1)]
-    namespace: str | None = None
+    namespace: Namespace | None = None
 
 
 class Gateway(Section):
     """The workload that this proxy is part of: what Istio's selectors and the log's `source` fields name."""
 
-    namespace: str = "istio-system"
-    root_namespace: str = "istio-system"
-    labels: dict[str, str] = {}
+    namespace: Namespace = "istio-system"
+    root_namespace: Namespace = "istio-system"
+    labels: dict[str, Annotated[str, Field(max_length=63)]] = {}  # as long as Kubernetes lets them be
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
 
 
 def _policy_file(value: object) -> object:
+    if not isinstance(value, (str, dict, PolicyFile)):
+        raise ValueError(f"{show(value)} names no file; write its path, or {{path: google.yaml, namespace: otherns}}")
     return {"path": value} if isinstance(value, str) else value
 
 
@@ -184,26 +214,26 @@ class Timeouts(Section):
 
 
 class Limits(Section):
-    connections: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    undecided_per_source: Annotated[int, Field(ge=1)] = 500
+    connections: Annotated[Whole, Field(ge=1, le=10_000_000)] = 20_000
+    undecided_per_source: Annotated[Whole, Field(ge=1, le=10_000_000)] = 500
     client_hello_bytes: Annotated[Size, Field(ge=512, le=1 << 20)] = 64 * 1024
 
 
 class AccessLog(Section):
-    path: str = "/dev/stdout"
+    path: Annotated[str, Field(min_length=1)] = "/dev/stdout"
     format: Literal["json"] = "json"
     events: frozenset[Literal["open", "close", "deny", "fail"]] = frozenset(("open", "close", "deny", "fail"))
 
 
 class Admin(Section):
-    address: EndpointAddress | None = TcpAddress("127.0.0.1", 9402)
-    metrics_address: EndpointAddress | None = None
+    address: AdminAddress | None = TcpAddress("127.0.0.1", 9402)
+    metrics_address: AdminAddress | None = None
 
 
 def _workers(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
         return value
-    raise ValueError(f"{value!r} is no number of workers; write auto, or a number from 1 to 256")
+    raise ValueError(f"{show(value)} is no number of workers; write auto, or a number from 1 to 256")
 
 
 class Config(Section):
@@ -220,13 +250,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _addresses_differ(self) -> Self:
-        addresses = [listener.address for listener in self.listeners]
-        addresses += [address for address in (self.admin.address, self.admin.metrics_address) if address is not None]
-        seen = set()
-        for address in addresses:
-            if address in seen and getattr(address, "port", None) != 0:
-                raise ValueError(f"{address} is listened on twice; give each its own")
-            seen.add(address)
+        """One socket cannot serve two purposes. Port 0 is a new one each time."""
+        places: list[tuple[tuple[str | int, ...], Address | None]] = [
+            (("admin", "address"), self.admin.address),
+            (("admin", "metrics_address"), self.admin.metrics_address),
+            *((("listeners", number, "address"), listener.address) for number, listener in enumerate(self.listeners)),
+        ]
+        seen: dict[Address, str] = {}
+        for at, address in places:
+            if address is None or (isinstance(address, TcpAddress) and address.port == 0):
+                continue
+            where = f"listeners[{at[1]}].address" if at[0] == "listeners" else ".".join(map(str, at))
+            if address in seen:
+                raise _wrong_at(at, f"{address} is {seen[address]} too; give each its own")
+            seen[address] = where
         return self
 
 

@@ -9,7 +9,7 @@ Knows nothing of what the files mean.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,24 +33,36 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}"
+        """One line, whatever the file says and is called."""
+        return f"{printable(self.file)}:{self.line}: {printable(self.message)}"
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a line or a terminal could take for something else escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class BadInputError(Exception):
-    """Files that a user wrote cannot be used; `problems` lists every reason found."""
+    """Files that a user wrote cannot be used; `problems` lists every reason found, by file and line."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = sorted(problems, key=lambda problem: (problem.file, problem.line))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 @dataclass(slots=True)
 class Node:
-    """A value and where it stands. `keys` has the line of each key of a mapping."""
+    """A value and where it stands. `keys` has the line of each key of a mapping.
+
+    `size` and `height` count the values in it, all of them and the deepest of them, with aliases written out.
+    """
 
     value: "Scalar | list[Node] | dict[str, Node]"
     line: int
     size: int = 1
+    height: int = 1
     keys: dict[str, int] = field(default_factory=dict)
 
     def plain(self) -> Plain:
@@ -87,7 +99,8 @@ def read_documents(path: Path) -> list[Node]:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise BadInputError([Problem(str(path), 1, f"cannot be read: {error.strerror}")]) from None
+        cause = (error.strerror or str(error)).lower()
+        raise BadInputError([Problem(str(path), 1, f"cannot be read: {cause}")]) from None
     if len(text) > MAX_BYTES:
         raise BadInputError([Problem(str(path), 1, f"is larger than {MAX_BYTES >> 20} MiB; split it")])
     return parse_documents(text, str(path))
@@ -99,29 +112,47 @@ def parse_documents(text: bytes, file: str) -> list[Node]:
         return list(_Builder(file, yaml.parse(text.decode(), Loader=_LOADER)).documents())
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
-        raise BadInputError([Problem(file, line, "is not UTF-8 text")]) from None
+        raise BadInputError([Problem(file, line, "is not UTF-8 text; save it as UTF-8")]) from None
     except yaml.MarkedYAMLError as error:
         raise BadInputError([_syntax_problem(error, text.decode(), file)]) from None
-    except yaml.reader.ReaderError as error:
-        line = text.decode().count("\n", 0, error.position) + 1
-        raise BadInputError([Problem(file, line, f"has a character that YAML forbids: {error.reason}")]) from None
+    except yaml.reader.ReaderError:
+        raise BadInputError([_forbidden_character(text.decode(), file)]) from None
 
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str, file: str) -> Problem:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
     lines = text.splitlines()
+    mark = error.problem_mark or error.context_mark
+    if mark and mark.line >= len(lines) and error.context_mark:
+        line = min(error.context_mark.line + 1, max(1, len(lines)))
+        return Problem(file, line, "is not YAML: the file ends before what begins here; close its bracket or quote")
+    line = mark.line + 1 if mark else 1
     written = lines[line - 1] if line <= len(lines) else ""
-    if re.search(r"[\[,:\-]\s*\*", written):
-        mend = 'quote names that begin with a star: ["*.example.org"]'
-    elif "\t" in written:
-        mend = "indent with spaces, never with tabs"
-    else:
-        mend = "check the indentation, the colons and the quotes around it"
+    fitting = (mend for pattern, mend in _MENDS if pattern.search(written))
+    mend = next(fitting, "check the indentation, colons, brackets and quotes of this line and those before it")
     return Problem(file, line, f"is not YAML: {error.problem}; {mend}")
+
+
+_MENDS = (
+    (re.compile(r"(?:^|[\[{,:\-])\s*\*"), 'quote names that begin with a star: ["*.example.org"]'),
+    (re.compile(r"\[[0-9a-fA-F]*:[0-9a-fA-F:.]*\]"), 'quote addresses that begin with a bracket: "[::1]:8443"'),
+    (re.compile(r"^\s*\t"), "indent with spaces, never with tabs"),
+)
+
+
+def _forbidden_character(text: str, file: str) -> Problem:
+    # Where it is the parser does not say: it counts bytes.
+    found = _FORBIDDEN.search(text)
+    if found is None:
+        return Problem(file, 1, "has a character that YAML forbids; remove it")
+    line = text.count("\n", 0, found.start()) + 1
+    return Problem(file, line, f"has the character U+{ord(found[0]):04X}, which YAML forbids; remove it")
+
+
+# What YAML 1.2.2 section 5.1 (c-printable) leaves out.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufeff\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(slots=True)
@@ -131,6 +162,10 @@ class _Frame:
     node: Node
     anchor: str | None
     key: str | None = None
+
+    @property
+    def wants_key(self) -> bool:
+        return self.key is None and isinstance(self.node.value, dict)
 
 
 class _Builder:
@@ -159,7 +194,8 @@ class _Builder:
                 frame = stack.pop()
                 node, anchor = frame.node, frame.anchor
             else:
-                node, anchor = self._leaf(event), getattr(event, "anchor", None)
+                is_key = bool(stack) and stack[-1].wants_key
+                node, anchor = self._leaf(event, is_key=is_key), getattr(event, "anchor", None)
             # A name is known only once its value is whole, so no value can hold itself.
             if anchor is not None and not isinstance(event, yaml.AliasEvent):
                 self._anchors[anchor] = node
@@ -170,8 +206,9 @@ class _Builder:
 
     def _open(self, event: yaml.CollectionStartEvent, depth: int) -> _Frame:
         line = _line(event)
+        self._check_tag(event, _COLLECTION_TAGS)
         if depth == MAX_DEPTH:
-            raise self._bad(line, f"is nested more than {MAX_DEPTH} deep")
+            raise self._too_deep(line)
         empty: list[Node] | dict[str, Node] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
         return _Frame(Node(empty, line), event.anchor)
 
@@ -179,7 +216,10 @@ class _Builder:
         parent = frame.node
         parent.size += node.size
         if parent.size > MAX_VALUES:
-            raise self._bad(node.line, f"stands for more than {MAX_VALUES} values")
+            raise self._bad(node.line, f"stands for more than {MAX_VALUES:,} values; split the file, or use no aliases")
+        parent.height = max(parent.height, node.height + 1)
+        if parent.height > MAX_DEPTH:
+            raise self._too_deep(node.line)
         if isinstance(parent.value, list):
             parent.value.append(node)
         elif frame.key is None:
@@ -189,34 +229,43 @@ class _Builder:
             frame.key = None
 
     def _key(self, parent: Node, node: Node) -> str:
-        if isinstance(node.value, (list, dict)):
-            raise self._bad(node.line, "a key is a collection; keys are names")
-        key = node.value if isinstance(node.value, str) else _SPELLING.get(node.value, str(node.value))
+        key = node.value
+        if not isinstance(key, str):
+            raise self._bad(node.line, "has a key that is no name; write names before colons")
         if key in parent.keys:
             first = parent.keys[key]
-            raise self._bad(node.line, f"key '{key}' stands here again, first on line {first}; keep one")
+            raise self._bad(node.line, f"key '{key[:100]}' stands here again, first on line {first}; keep one")
         parent.keys[key] = node.line
         return key
 
-    def _leaf(self, event: yaml.Event) -> Node:
+    def _leaf(self, event: yaml.Event, *, is_key: bool) -> Node:
+        """A scalar or an alias. Keys are text as they are written: `no: 1` has the key "no"."""
         line = _line(event)
         if isinstance(event, yaml.ScalarEvent):
-            return Node(self._scalar(event), line)
+            self._check_tag(event, _TEXT_TAGS)
+            is_plain = event.tag is None and event.implicit[0] and not is_key
+            return Node(resolve_scalar(event.value) if is_plain else str(event.value), line)
         anchor = getattr(event, "anchor", "")
         target = self._anchors.get(anchor)
         if target is None:
             mend = 'quote a name that begins with a star: ["*.example.org"]'
-            raise self._bad(line, f"'*{anchor}' names no anchor before it; {mend}")
-        return Node(target.value, line, target.size, target.keys)
+            raise self._bad(line, f"'*{anchor}' is a YAML alias of nothing before it; {mend}")
+        return Node(target.value, line, target.size, target.height, target.keys)
 
-    def _scalar(self, event: yaml.ScalarEvent) -> Scalar:
-        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
-            raise self._bad(_line(event), f"has the tag {event.tag}; plain values only")
-        is_plain = event.tag is None and event.implicit[0]
-        return resolve_scalar(event.value) if is_plain else str(event.value)
+    def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, harmless: Collection[str]) -> None:
+        if event.tag not in (None, "!", *harmless):
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+            raise self._bad(_line(event), f"has the YAML tag {tag[:100]}; remove the tag")
+
+    def _too_deep(self, line: int) -> BadInputError:
+        return self._bad(line, f"is nested more than {MAX_DEPTH} deep; close brackets that you opened")
 
     def _bad(self, line: int, message: str) -> BadInputError:
         return BadInputError([Problem(self._file, line, message)])
+
+
+_TEXT_TAGS = ("tag:yaml.org,2002:str",)
+_COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 def _line(event: yaml.Event) -> int:
@@ -226,13 +275,15 @@ def _line(event: yaml.Event) -> int:
 # YAML 1.2.2 section 10.3.2, the core schema.
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_SPELLING: dict[Scalar, str] = {None: "null", True: "true", False: "false"}
 _INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]{1,3})?")
 
 
 def resolve_scalar(text: str) -> Scalar:
-    """A plain scalar's value by the YAML 1.2 core schema."""
+    """A plain scalar's value by the YAML 1.2 core schema.
+
+    But `.inf` and `.nan` are text, since no value here may be one, and so are numbers of absurd length.
+    """
     if text in _NULL:
         return None
     if text in _BOOL:

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -24,9 +25,20 @@ from sniproxy.record import Record
 
 _LEVELS = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
 _UNKNOWN = "unknown"
-# With the bounds on names, principals, rules and details this keeps a line within PIPE_BUF.
 _MAX_DETAIL = 512
 _MAX_ALPN = 128
+_MAX_POD = 253  # Kubernetes: a pod's name is a DNS subdomain
+
+# A longer line than PIPE_BUF could be torn. Where one comes, these fields are cut to so many bytes of JSON: enough for
+# every name that is one, and together with the rest within PIPE_BUF. The principal is never cut.
+_MOST_BYTES = {
+    "requestedServerName": 300,
+    "sourceNamespace": 63,
+    "policy": 200,
+    "rule": 200,
+    "responseCodeDetails": 300,
+    "alpn": 64,
+}
 
 _DELAY = 0.05  # seconds
 _MAX_BATCH = 64 * 1024
@@ -44,6 +56,7 @@ class LogIdentity:
     @classmethod
     def of(cls, gateway: Gateway, environment: Mapping[str, str]) -> "LogIdentity":
         pod = environment.get("POD_NAME") or environment.get("HOSTNAME") or socket.gethostname()
+        pod = pod.encode("ascii", "replace").decode()[:_MAX_POD]
         source = gateway.labels.get("app", _UNKNOWN)
         return cls(f"egress-access.logentry.{gateway.namespace}", source, pod)
 
@@ -58,42 +71,47 @@ class LineFormat:
         self._second_text = ""
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
-        """One line, for `event` at the time `now` of the record's clock."""
+        """One line of at most PIPE_BUF bytes, for `event` at the time `now` of the record's clock."""
+        fields = self._fields(record, event, now)
+        line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        if len(line) > select.PIPE_BUF:
+            fields |= {name: _cut(fields[name], most) for name, most in _MOST_BYTES.items()}
+            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        return line
+
+    def _fields(self, record: Record, event: Event, now: float) -> dict[str, Any]:
         me = self._identity
         identity = record.identity
         known = isinstance(identity, Principal)
         is_refusal = event is Event.DENY
-        return orjson.dumps(
-            {
-                "level": _LEVELS[event],
-                "time": self._timestamp(),
-                "instance": me.instance,
-                "connectionEvent": event.value,
-                "connectionId": f"{self._process}-{record.number}",
-                "requestedServerName": record.server_name or _UNKNOWN,
-                "sourcePrincipal": str(identity) if known else _UNKNOWN,
-                "sourceNamespace": identity.namespace or _UNKNOWN if isinstance(identity, Principal) else _UNKNOWN,
-                "source": me.source,
-                "sourceName": me.pod,
-                "sourceWorkload": me.source,
-                "sourceIp": record.source_ip or _UNKNOWN,
-                "destinationIp": record.destination_ip or _UNKNOWN,
-                "destinationPort": record.destination_port,
-                "destinationApp": "",
-                "protocol": "tcp",
-                "receivedBytes": record.received,
-                "sentBytes": record.sent,
-                "connectionDuration": "0s" if event is Event.OPEN else f"{now - record.began:.3f}s",
-                "decision": "allow" if record.allowed else "deny" if is_refusal else "none",
-                "policy": record.ground.policy,
-                "rule": record.ground.rule,
-                "reason": "" if event is Event.OPEN else record.reason.word,
-                "responseCodeDetails": record.detail[:_MAX_DETAIL],
-                "tlsVersion": record.tls_version or _UNKNOWN,
-                "alpn": ",".join(record.alpn)[:_MAX_ALPN] if record.alpn else "",
-            },
-            option=orjson.OPT_APPEND_NEWLINE,
-        )
+        return {
+            "level": _LEVELS[event],
+            "time": self._timestamp(),
+            "instance": me.instance,
+            "connectionEvent": event.value,
+            "connectionId": f"{self._process}-{record.number}",
+            "requestedServerName": record.server_name or _UNKNOWN,
+            "sourcePrincipal": str(identity) if known else _UNKNOWN,
+            "sourceNamespace": identity.namespace or _UNKNOWN if isinstance(identity, Principal) else _UNKNOWN,
+            "source": me.source,
+            "sourceName": me.pod,
+            "sourceWorkload": me.source,
+            "sourceIp": record.source_ip or _UNKNOWN,
+            "destinationIp": record.destination_ip or _UNKNOWN,
+            "destinationPort": record.destination_port,
+            "destinationApp": "",
+            "protocol": "tcp",
+            "receivedBytes": record.received,
+            "sentBytes": record.sent,
+            "connectionDuration": "0s" if event is Event.OPEN else f"{now - record.began:.3f}s",
+            "decision": "allow" if record.allowed else "deny" if is_refusal else "none",
+            "policy": record.ground.policy,
+            "rule": record.ground.rule,
+            "reason": "" if event is Event.OPEN else record.reason.word,
+            "responseCodeDetails": record.detail[:_MAX_DETAIL],
+            "tlsVersion": record.tls_version or _UNKNOWN,
+            "alpn": ",".join(record.alpn)[:_MAX_ALPN] if record.alpn else "",
+        }
 
     def worker_lost(self, worker: int, connections: int) -> bytes:
         """The supervisor's line for the connections of a worker that died."""
@@ -119,6 +137,16 @@ class LineFormat:
         return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
 
 
+def _cut(text: str, most: int) -> str:
+    """As much of `text` as takes at most `most` bytes in JSON, where a character takes one to six."""
+    size = 0
+    for end, char in enumerate(text):
+        size += len(orjson.dumps(char)) - 2
+        if size > most:
+            return text[:end]
+    return text
+
+
 class Sink:
     """Writes batches of whole lines to one file, pipe, terminal or socket, and never waits for it.
 
@@ -132,7 +160,10 @@ class Sink:
         self._max_write = _MAX_BATCH if stat.S_ISREG(mode) else select.PIPE_BUF
         self._lines: list[bytes] = []
         self._waiting = 0
-        self._torn = b""  # what a write left of a line
+        self._torn = b""  # what a write left of its batch
+        # A socket that others share stays as it is, and is asked not to wait at each write.
+        self._socket = socket.socket(fileno=self._fd) if stat.S_ISSOCK(mode) else None
+        self._is_broken = False  # the sink has the beginning of a line whose end was dropped
         self._on_dropped = on_dropped
         self.failure = ""
 
@@ -152,7 +183,7 @@ class Sink:
         while self._lines or self._torn:
             batch, count = self._next_batch()
             try:
-                written = os.write(self._fd, batch)
+                written = self._write(batch)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -162,6 +193,18 @@ class Sink:
             del self._lines[:count]
             self._torn = batch[written:]
             self._waiting -= written
+            self._is_broken = bool(self._torn) and batch[written - 1 : written] != b"\n"
+
+    def _write(self, batch: bytes) -> int:
+        """How many bytes of the batch are written, 1 at least; BlockingIOError where that would mean to wait."""
+        if self._is_broken and not self._torn:
+            # Not the end that it was to have; but the next line begins a line of its own.
+            self._write_some(b"\n")
+            self._is_broken = False
+        return self._write_some(batch)
+
+    def _write_some(self, data: bytes) -> int:
+        return self._socket.send(data, socket.MSG_DONTWAIT) if self._socket else os.write(self._fd, data)
 
     def _next_batch(self) -> tuple[bytes, int]:
         """The bytes of the next write, and how many whole lines they take."""
@@ -177,14 +220,19 @@ class Sink:
 
     def _drop_all(self, failure: str) -> None:
         self.failure = failure
-        self._on_dropped(len(self._lines) + bool(self._torn))
+        self._on_dropped(len(self._lines) + self._torn.count(b"\n"))
         self._lines.clear()
         self._torn = b""
         self._waiting = 0
 
     def close(self) -> None:
         self.flush()
-        os.close(self._fd)
+        if self._waiting:
+            self._drop_all("the log was closed before its reader took every line")
+        if self._socket:
+            self._socket.close()
+        else:
+            os.close(self._fd)
 
 
 def _open_sink(path: str) -> int:
@@ -195,13 +243,22 @@ def _open_sink(path: str) -> int:
     """
     inherited = {"/dev/stdout": 1, "/dev/stderr": 2}.get(path)
     if inherited is None:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # A pipe is opened for reading too, so that there always is a reader: opening it never waits, or fails, for one.
+        mode = os.O_RDWR | os.O_NONBLOCK if _is_fifo(path) else os.O_WRONLY
+        return os.open(path, mode | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
     if stat.S_ISFIFO(os.fstat(inherited).st_mode):
         try:
             return os.open(f"/proc/self/fd/{inherited}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             pass  # a pipe of another user's: writes may wait for its reader
     return fcntl.fcntl(inherited, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 class AccessLog:

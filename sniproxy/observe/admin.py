@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from prometheus_client.core import (
@@ -111,7 +111,8 @@ def _idle_workers(board: Scoreboard) -> str:
 @web.middleware
 async def _check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer to addresses and to localhost only, so that no web page can read this by rebinding a name of its own."""
-    if not _is_own_host(request.host):
+    # Not request.host, which asks the DNS for a name of ours where the header is absent.
+    if not _is_own_host(request.headers.get(hdrs.HOST, "")):
         return web.Response(text="the Host header must be an IP address or localhost\n", status=421)
     return await handler(request)
 

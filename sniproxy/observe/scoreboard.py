@@ -30,7 +30,7 @@ class LabelledCounts:
         self._counts = counts
         self._other: Labels = ("other",) * width
         # The row of each set of labels; a worker that takes over a row finds its predecessor's here.
-        self._rows = {labels: row for row, (labels, _) in enumerate(self)}
+        self._rows = {labels: row for row, (labels, _) in enumerate(read_labelled(memory, counts))}
         if not self._rows:
             self._add_row(self._other)
 
@@ -52,14 +52,16 @@ class LabelledCounts:
         self._rows[labels] = row
         return row
 
-    def __iter__(self) -> Iterator[tuple[Labels, float]]:
-        for row in range(_LABEL_ROWS):
-            start = row * _LABEL_ROW
-            size = int.from_bytes(self._memory[start : start + 2], "little")
-            if size == 0:
-                return
-            text = bytes(self._memory[start + 2 : start + 2 + size]).decode()
-            yield tuple(text.split(_SEPARATOR)), self._counts[row]
+
+def read_labelled(memory: memoryview, counts: "memoryview[float]") -> Iterator[tuple[Labels, float]]:
+    """The rows of a table that are in use. For whoever reads: it writes nothing."""
+    for row in range(_LABEL_ROWS):
+        start = row * _LABEL_ROW
+        size = int.from_bytes(memory[start : start + 2], "little")
+        if size == 0:
+            return
+        text = bytes(memory[start + 2 : start + 2 + size]).decode()
+        yield tuple(text.split(_SEPARATOR)), counts[row]
 
 
 class Row:
@@ -76,7 +78,11 @@ class Row:
         self._label_width = label_width
 
     def labelled(self) -> LabelledCounts:
+        """The worker's own table, to count in."""
         return LabelledCounts(self._labels, self._counts, self._label_width)
+
+    def labelled_counts(self) -> Iterator[tuple[Labels, float]]:
+        return read_labelled(self._labels, self._counts)
 
 
 class Scoreboard:
@@ -95,7 +101,7 @@ class Scoreboard:
     def labelled_totals(self) -> dict[Labels, float]:
         totals: dict[Labels, float] = {}
         for row in self.workers:
-            for labels, count in row.labelled():
+            for labels, count in row.labelled_counts():
                 totals[labels] = totals.get(labels, 0.0) + count
         return totals
 

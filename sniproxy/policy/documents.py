@@ -4,16 +4,17 @@ A file holds one document or several. Every problem of every file is reported at
 unless all of it is right.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from sniproxy.config.load import validate
 from sniproxy.config.model import Policy, Section
-from sniproxy.config.units import AnyNetwork
-from sniproxy.config.yaml_source import BadInputError, Node, Problem, read_documents
+from sniproxy.config.units import AnyNetwork, parse_namespace, show
+from sniproxy.config.yaml_source import BadInputError, Node, Problem, printable, read_documents
 from sniproxy.policy.engine import EchPolicy, Rulebook
 from sniproxy.policy.match import IdentityPattern, NamePattern, parse_identity_pattern, parse_name_pattern
 from sniproxy.policy.model import Action, Ground, Rule
@@ -21,8 +22,24 @@ from sniproxy.policy.model import Action, Ground, Rule
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} must be text; put it in quotes")
+        raise ValueError(f"{show(value)} is not text; put it in quotes")
     return value
+
+
+def _namespace_pattern(value: object) -> str:
+    return "*" if value == "*" else parse_namespace(value)
+
+
+def _rule_name(value: object) -> str:
+    if not isinstance(value, str) or not _RULE_NAME.fullmatch(value):
+        raise ValueError(
+            f"{show(value)} is no rule name; write 1 to 128 letters, digits, spaces and any of . : / @ + - _"
+        )
+    return value
+
+
+# Names go into logs and metric labels.
+_RULE_NAME = re.compile(r"[\w.:/@+ -]{1,128}")
 
 
 Names = Annotated[
@@ -33,18 +50,14 @@ Identities = Annotated[
     tuple[Annotated[IdentityPattern, PlainValidator(lambda value: parse_identity_pattern(_text(value)))], ...],
     Field(min_length=1),
 ]
-# A Kubernetes namespace is an RFC 1123 label.
-Namespaces = Annotated[
-    tuple[Annotated[str, Field(pattern=r"^(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)$")], ...],
-    Field(min_length=1),
-]
+Namespaces = Annotated[tuple[Annotated[str, PlainValidator(_namespace_pattern)], ...], Field(min_length=1)]
 Networks = Annotated[tuple[AnyNetwork, ...], Field(min_length=1)]
 
 
 class RuleDocument(Section):
-    """One rule as it is written. The name goes into logs and metric labels, so it is short and printable."""
+    """One rule as it is written."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.:/@+ -]{1,128}$")]
+    name: Annotated[str, PlainValidator(_rule_name)]
     action: Literal["allow", "deny"]
     mode: Literal["enforce"] = "enforce"
     sni: Names = ()
@@ -71,8 +84,15 @@ class RuleDocument(Section):
         )
 
 
+def _not_null(value: object) -> object:
+    """A key without a value is a slip, and no default."""
+    if value is None:
+        raise ValueError("has no value")
+    return value
+
+
 class PolicyDocument(Section):
-    default: Literal["allow", "deny"] | None = None
+    default: Annotated[Literal["allow", "deny"] | None, BeforeValidator(_not_null)] = None
     rules: tuple[RuleDocument, ...] = ()
 
 
@@ -105,21 +125,21 @@ class _Reading:
 
     def _add_document(self, node: Node, path: Path) -> None:
         if isinstance(node.value, dict) and "apiVersion" in node.value:
-            kind = node.value["kind"].value if "kind" in node.value else "document without a kind"
-            line = node.line_of(("kind",))
-            raise BadInputError([Problem(str(path), line, f"a {kind} is not read by this version; use our own rules")])
+            kind = show(node.value["kind"].plain()) if "kind" in node.value else "nothing"
+            message = f"this version reads no Kubernetes documents, and this one is of kind {kind}; write our own rules"
+            raise BadInputError([Problem(str(path), node.line_of(("kind",)), message)])
         document = validate(PolicyDocument, node, str(path))
         if document.default is not None:
             self._set_default(Action(document.default), str(path), node.line_of(("default",)))
         for number, written in enumerate(document.rules):
-            ground = Ground(path.name, written.name, str(path), node.line_of(("rules", number)))
+            ground = Ground(printable(path.name), written.name, str(path), node.line_of(("rules", number)))
             self.add_rule(written.rule(ground))
 
     def add_rule(self, rule: Rule) -> None:
         ground = rule.ground
         first = self._names.setdefault(ground.rule, ground)
         if first is not ground:
-            message = f"rule '{ground.rule}' has the name of the rule at {first.file}:{first.line}; rename one"
+            message = f"rule '{ground.rule}' has the name of the one at {first.file}:{first.line}; rename one"
             self.problems.append(Problem(ground.file, ground.line, message))
         self.rules.append(rule)
 
@@ -128,7 +148,7 @@ class _Reading:
             self._default = (action, file, line)
         elif self._default[0] is not action:
             _, other, other_line = self._default
-            message = f"default: {action.value} disagrees with {other}:{other_line}; keep one"
+            message = f"default: {action.value} disagrees with the default at {other}:{other_line}; keep one"
             self.problems.append(Problem(file, line, message))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NewType
 
+from sniproxy.config.units import show
 from sniproxy.identity.spiffe import Identity, InvalidSpiffeIdError, Principal, parse_principal
 from sniproxy.names import InvalidNameError, ServerName, parse_server_name
 
@@ -43,12 +44,21 @@ def parse_name_pattern(text: str) -> NamePattern:
         return NamePattern(STAR)
     exact = text.removeprefix("*.")
     if "*" in exact:
-        raise ValueError(f"{text!r} is no pattern; a star stands alone, or first with a dot behind it: *.wikipedia.org")
+        mend = "a star stands alone, or first with a dot behind it: *.wikipedia.org"
+        raise ValueError(f"{show(text)} is no pattern; {mend}")
     try:
-        name = parse_server_name(exact.encode())
+        name = parse_server_name(exact.encode("utf-8", "replace"))
     except InvalidNameError as error:
-        raise ValueError(f"{error}; write en.wikipedia.org, *.wikipedia.org or *") from None
+        raise ValueError(f"{show(text)} {error.fault.value}; {_mend(exact)}") from None
     return NamePattern(Key(name if exact == text else f".{name}"))
+
+
+def _mend(exact: str) -> str:
+    if not exact.isascii():
+        return "write a name outside ASCII in its xn-- form"
+    if ":" in exact or "/" in exact:
+        return "write the name alone, without a scheme, a port or a path: en.wikipedia.org"
+    return "write en.wikipedia.org, *.wikipedia.org or *"
 
 
 @lru_cache(maxsize=4096)
@@ -85,7 +95,7 @@ def parse_identity_pattern(text: str) -> IdentityPattern:
         return IdentityPattern(STAR)
     exact = text.removesuffix("/*")
     if "*" in exact:
-        raise ValueError(f"{text!r} is no pattern; a star stands alone, or last: cluster.local/ns/default/*")
+        raise ValueError(f"{show(text)} is no pattern; a star stands alone, or last: cluster.local/ns/default/*")
     try:
         principal = str(parse_principal(exact))
     except InvalidSpiffeIdError as error:
