@@ -5,6 +5,7 @@ to drain (SIGTERM, or the end of the supervisor), lets live connections finish f
 """
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -24,6 +25,7 @@ from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.resolver import Family, Resolver, ResolverSettings
+from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog, LineFormat, LogIdentity, Sink
 from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
@@ -72,7 +74,8 @@ class _Worker:
         self._config: Config = task.snapshot.config
         self._row = task.board.workers[task.number]
         self._meter = Meter(self._row)
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: set[Strand] = set()
+        self._all_ended = asyncio.Event()
         self._draining = asyncio.Event()
         self._active_slots = [row.slots for row in task.board.workers]
         self._active = slot_of(ACTIVE)
@@ -118,12 +121,16 @@ class _Worker:
         door = _door(listener)
 
         def serve(downstream: socket.socket, peer: Peer) -> None:
-            story = proxy.serve(downstream, peer, door, has_room=self._has_room())
-            connection = loop.create_task(story)
+            connection = Strand(proxy.serve(downstream, peer, door, has_room=self._has_room()), self._ended)
             self._connections.add(connection)
-            connection.add_done_callback(self._connections.discard)
+            connection.run()
 
         return Acceptor(sock, loop, serve, lambda peer: proxy.ledger.shed(peer.ip))
+
+    def _ended(self, connection: Strand) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._all_ended.set()
 
     def _has_room(self) -> bool:
         """Whether all workers together hold fewer connections than the limit."""
@@ -132,15 +139,18 @@ class _Worker:
 
     async def _drain(self, seconds: float) -> None:
         """Let live connections finish, then end the rest."""
-        if self._connections:
-            _log.info("draining", connections=len(self._connections), seconds=seconds)
-            await asyncio.wait(self._connections, timeout=seconds)
+        if not self._connections:
+            return
+        _log.info("draining", connections=len(self._connections), seconds=seconds)
+        self._all_ended.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_ended.wait(), seconds)
+            return
         rest = list(self._connections)
         for connection in rest:
             connection.cancel()
-        if rest:
-            await asyncio.wait(rest)
-            _log.warning("drain time is over", closed=len(rest))
+        await self._all_ended.wait()
+        _log.warning("drain time is over", closed=len(rest))
 
     async def _heartbeat(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from sniproxy.config.load import load_config
 from sniproxy.config.model import Config, Listener
 from sniproxy.config.units import Address, parse_address
 from sniproxy.config.yaml_source import BadInputError
-from sniproxy.net.listener import AddressInUseError
+from sniproxy.net.listener import CannotOpenError
 from sniproxy.observe.log import configure
 from sniproxy.policy.documents import load_rulebook
 from sniproxy.policy.engine import Rulebook
@@ -44,7 +44,7 @@ def run_command(arguments: Sequence[str]) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return BAD_INPUT
-    except AddressInUseError as error:
+    except CannotOpenError as error:
         print(f"sniproxy: {error}", file=sys.stderr)
         return BAD_INPUT
     return code

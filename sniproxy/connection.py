@@ -18,7 +18,7 @@ from sniproxy.intake import Door, Intake, refused_hello
 from sniproxy.ledger import Ledger
 from sniproxy.names import ServerName
 from sniproxy.net.dial import Attempt, dial
-from sniproxy.net.dns_cache import FailureKind
+from sniproxy.net.dns_cache import Answer, FailureKind
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Peer
 from sniproxy.net.pipes import PipePool
@@ -84,9 +84,7 @@ class Proxy:
             hello = await intake.client_hello(config.limits.client_hello_bytes)
             record.received = intake.received
             self.ledger.hello_read(record)
-            _note_hello(record, hello)
-            server_name = _server_name(hello)
-            record.server_name = server_name
+            server_name = _note_hello(record, hello)
 
             # May they?
             decision = snapshot.engine.decide(Request(server_name, caller.identity, caller.source_ip, hello.ech))
@@ -130,18 +128,18 @@ class Proxy:
         if static is not None:
             vetted = guard.vet_static((address.host, address.port) for address in static)
         else:
-            addresses = await self._resolve(permit)
-            vetted = guard.vet(addresses, upstream.port, permit.allow_networks)
+            answer = await self._resolve(permit.server_name)
+            vetted = guard.vet(answer.addresses, upstream.port, permit.allow_networks)
         if not vetted.endpoints:
             raise ConnectionEndedError(Reason.DESTINATION_FORBIDDEN, "; ".join(vetted.refusals))
         return vetted.endpoints
 
-    async def _resolve(self, permit: Permit) -> tuple[str, ...]:
+    async def _resolve(self, name: ServerName) -> Answer:
         try:
-            answer = await self.resolver.resolve(permit.server_name)
+            answer = self.resolver.cached(name)
+            return answer if answer is not None else await self.resolver.resolve(name)
         except ResolutionError as error:
             raise ConnectionEndedError(_DNS_REASONS[error.kind], str(error)) from None
-        return answer.addresses
 
     async def _relay(self, record: Record, downstream: socket.socket, upstream: Attempt, head: bytes) -> None:
         meter = self.ledger.meter
@@ -170,19 +168,19 @@ class Proxy:
         sock.close()
 
 
-def _note_hello(record: Record, hello: ClientHello) -> None:
+def _note_hello(record: Record, hello: ClientHello) -> ServerName:
+    """Write down what the hello says. Raises ConnectionEndedError if it names no server, or not as it should."""
     record.tls_version = hello.tls_version
     record.alpn = hello.alpn
     record.ech = hello.ech
-    if isinstance(hello.raw_server_name, bytes):
-        record.server_name = hello.raw_server_name.decode("ascii", "backslashreplace")
-
-
-def _server_name(hello: ClientHello) -> ServerName:
     try:
-        return hello.server_name()
+        server_name = hello.server_name()
     except HelloError as error:
+        if isinstance(hello.raw_server_name, bytes):
+            record.server_name = hello.raw_server_name.decode("ascii", "backslashreplace")
         raise refused_hello(error) from None
+    record.server_name = server_name
+    return server_name
 
 
 def _alert(reason: Reason) -> Alert:

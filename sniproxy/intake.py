@@ -9,12 +9,12 @@ import socket
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv6Address
+from typing import NamedTuple
 
 from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
 from sniproxy.net.listener import Peer, Trust
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.timers import TICK
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.wire.client_hello import ClientHello, ClientHelloReader, HelloError, HelloFault
@@ -66,8 +66,7 @@ class Door:
     static: Identity
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who is calling. `outer_name` is the SNI of the TLS connection that brought this one, if that is known."""
 
     identity: Identity
@@ -118,7 +117,9 @@ class Intake:
     async def _proxy_header(self) -> ProxyHeader:
         data = b""
         while True:
-            chunk = await self._read()
+            chunk = self._receive()
+            if chunk is None:
+                chunk = await self._next()
             if not chunk:
                 raise ConnectionEndedError(Reason.CLIENT_CLOSED, _closed_early(data, "PROXY header"))
             data += chunk
@@ -146,7 +147,9 @@ class Intake:
         """The hello, of which what has come so far is not all."""
         read = bytearray(self.replay)
         while True:
-            chunk = await self._read()
+            chunk = self._receive()
+            if chunk is None:
+                chunk = await self._next()
             if not chunk:
                 reader.close()
             self.received += len(chunk)
@@ -156,23 +159,28 @@ class Intake:
                 self.replay = bytes(read)
                 return hello
 
-    async def _read(self) -> bytes:
-        """What has come, waiting for it within the time of the hello; b"" is the end."""
+    def _receive(self) -> bytes | None:
+        """What has come already: bytes, b"" for the end, or None for nothing yet."""
+        try:
+            return self._sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            detail = f"the client reset the connection: {error.strerror}"
+            raise ConnectionEndedError(Reason.CLIENT_CLOSED, detail) from None
+
+    async def _next(self) -> bytes:
+        """What comes next, within the time of the hello; b"" is the end."""
+        self._take_slot()
         while True:
-            try:
-                return self._sock.recv(_READ_SIZE)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise ConnectionEndedError(
-                    Reason.CLIENT_CLOSED, f"the client reset the connection: {error.strerror}"
-                ) from None
-            self._take_slot()
             try:
                 await self._readiness.edge(self._sock.fileno(), self._deadline)
             except TimeoutError:
                 detail = f"no complete ClientHello within {self._seconds:g}s"
                 raise ConnectionEndedError(Reason.HELLO_TIMEOUT, detail) from None
+            chunk = self._receive()
+            if chunk is not None:
+                return chunk
 
     def _take_slot(self) -> None:
         if self._holds_slot:
@@ -181,7 +189,7 @@ class Intake:
             detail = f"{self._source} has limits.undecided_per_source connections that wait to be judged"
             raise ConnectionEndedError(Reason.CONNECTION_LIMIT, detail)
         self._holds_slot = True
-        self._deadline = self._readiness.timers.now + round(self._seconds / TICK)
+        self._deadline = self._readiness.timers.after(self._seconds)
 
     def _count_by(self, source: str) -> None:
         """From here on the connection counts for the client behind the trusted peer, and no more for the peer."""

@@ -64,6 +64,9 @@ class Reason(Enum):
         self.word = word
         self.event = event
 
+    # Enum's own is a function in Python, and every connection looks its reason up in a few tables.
+    __hash__ = object.__hash__
+
 
 class ConnectionEndedError(Exception):
     """The story of one connection ends here, before bytes flow: refused or failed, and why.

@@ -24,7 +24,7 @@ from sniproxy.config.model import Config
 from sniproxy.config.units import UnixAddress
 from sniproxy.connection import Snapshot
 from sniproxy.net.guard import Endpoint, Guard
-from sniproxy.net.listener import listener_port, open_listener
+from sniproxy.net.listener import CannotOpenError, listener_port, open_listener
 from sniproxy.observe.access_log import LineFormat, LogIdentity, Sink
 from sniproxy.observe.metrics import (
     ACTIVE,
@@ -103,8 +103,9 @@ class Supervisor:
         self._lifeline: tuple[int, int] = (-1, -1)
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises AddressInUseError before anything is started."""
+        """Serve until SIGTERM or SIGINT. Raises CannotOpenError before anything is started."""
         try:
+            self._try_access_log()
             self._open_listeners()
             self._start()
             self._watch()
@@ -113,6 +114,16 @@ class Supervisor:
             self._remove_socket_files()
 
     # Starting.
+
+    def _try_access_log(self) -> None:
+        """Every worker will open it; one that cannot must be an error now, and not a worker that dies and dies."""
+        path = self._config.access_log.path
+        try:
+            Sink(path, lambda _: None).close()
+        except OSError as error:
+            raise CannotOpenError(
+                f"cannot write access_log.path {path}: {(error.strerror or str(error)).lower()}"
+            ) from None
 
     def _open_listeners(self) -> None:
         config, listeners = self._config, self._listeners

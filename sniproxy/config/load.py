@@ -134,8 +134,6 @@ def _sentence(detail: ErrorDetails, path: tuple[int | str, ...], model: type[Bas
             sentence = f"must be {bound}, not {show(value)}"
         case "too_short" | "string_too_short":
             sentence = "is empty; fill it, or drop it"
-        case "string_too_long":
-            sentence = f"must have at most {context['max_length']} characters"
         case _:
             expected = _EXPECTED.get(kind, detail["msg"])
             sentence = f"must be {expected}, not {show(value)}{_mend(kind, value)}"

@@ -3,10 +3,10 @@
 Times are seconds, sizes bytes. What a value may be is said here; where a wrong one stands is `load`'s business.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +34,7 @@ from sniproxy.config.units import (
     TrustedPeer,
     Uid,
     UnixAddress,
+    parse_label,
     show,
 )
 from sniproxy.identity.spiffe import InvalidSpiffeIdError, Principal, parse_principal
@@ -185,7 +186,7 @@ class Gateway(Section):
 
     namespace: Namespace = "istio-system"
     root_namespace: Namespace = "istio-system"
-    labels: dict[str, Annotated[str, Field(max_length=63)]] = {}  # as long as Kubernetes lets them be
+    labels: dict[str, Annotated[str, AfterValidator(parse_label)]] = {}
     trust_domain: str = "cluster.local"
     trust_domain_aliases: tuple[str, ...] = ()
 
@@ -219,8 +220,14 @@ class Limits(Section):
     client_hello_bytes: Annotated[Size, Field(ge=512, le=1 << 20)] = 64 * 1024
 
 
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} depends on where the proxy is started; write it from the root: /var/log/{path}")
+    return path
+
+
 class AccessLog(Section):
-    path: Annotated[str, Field(min_length=1)] = "/dev/stdout"
+    path: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] = "/dev/stdout"
     format: Literal["json"] = "json"
     events: frozenset[Literal["open", "close", "deny", "fail"]] = frozenset(("open", "close", "deny", "fail"))
 
@@ -265,8 +272,3 @@ class Config(Section):
                 raise _wrong_at(at, f"{address} is {seen[address]} too; give each its own")
             seen[address] = where
         return self
-
-
-def resolve_path(base: Path, path: str) -> Path:
-    """`path` as the config's author meant it: relative to the folder of the config file."""
-    return base / path

@@ -120,6 +120,7 @@ _MAX_UNIX_PATH = 107
 
 _MAX_UID = 2**32 - 2  # -1 is no user (chown(2))
 
+_LABEL = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -205,6 +206,13 @@ def parse_namespace(value: object) -> str:
     """A Kubernetes namespace: an RFC 1123 label."""
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise ValueError(f"{show(value)} is no namespace; write up to 63 lower-case letters, digits and '-': default")
+    return value
+
+
+def parse_label(value: str) -> str:
+    """The value of a Kubernetes label."""
+    if not _LABEL.fullmatch(value):
+        raise ValueError(f"{show(value)} is no label's value; write up to 63 letters, digits, '-', '_' and '.'")
     return value
 
 

@@ -14,7 +14,6 @@ Whether the peer may say any of this is the listener's question, settled before 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -45,8 +44,7 @@ class TlvTypes(NamedTuple):
     requested_server_name: int = 0x02
 
 
-@dataclass(frozen=True, slots=True)
-class Established:
+class Established(NamedTuple):
     """What is known of the caller. `requested_server_name`: the SNI of the outer TLS connection, unparsed."""
 
     principal: Identity
@@ -56,8 +54,12 @@ class Established:
 def establish(header: ProxyHeader, types: TlvTypes, static: Identity = UNKNOWN) -> Established:
     """Weigh the evidence of one connection. Raises IdentityError."""
     tlvs = () if header.local else header.tlvs  # a LOCAL connection is the sender's own, and nobody's client
-    if not tlvs:
-        return Established(static, NOT_SENT)
+    if header.size <= _COMMON_HEADER:
+        return _weigh_again(tlvs, types, static)
+    return _weigh(tlvs, types, static)
+
+
+def _weigh(tlvs: tuple[Tlv, ...], types: TlvTypes, static: Identity) -> Established:
     evidence = _single_tlvs(tlvs, (types.principal, types.requested_server_name, TYPE_SSL))
     principal = _agreed(
         _claimed(evidence.get(types.principal, b"")),
@@ -66,6 +68,11 @@ def establish(header: ProxyHeader, types: TlvTypes, static: Identity = UNKNOWN) 
     )
     server_name = evidence.get(types.requested_server_name, b"")
     return Established(principal, NOT_SENT if server_name in _ABSENT else server_name)
+
+
+# A workload sends the same evidence with each of its connections. The bound is on what the cache can come to hold.
+_COMMON_HEADER: Final = 512
+_weigh_again = lru_cache(maxsize=2048)(_weigh)
 
 
 def _single_tlvs(tlvs: Iterable[Tlv], types: tuple[int, ...]) -> dict[int, bytes]:

@@ -51,6 +51,10 @@ class Principal:
         object.__setattr__(self, "service_account", service_account)
         object.__setattr__(self, "_text", self.trust_domain + self.path)
 
+    def __hash__(self) -> int:
+        """By the text, whose own hash is remembered: policies look principals up for every connection."""
+        return hash(self._text)
+
     def __str__(self) -> str:
         """The form of Istio's policies and logs, without a scheme."""
         return self._text
@@ -65,6 +69,8 @@ class Unknown(Enum):
     """A type of one value: no identity was shown, and no rule that asks for one holds."""
 
     UNKNOWN = "unknown"
+
+    __hash__ = object.__hash__  # Enum's own is a function in Python
 
     def __str__(self) -> str:
         return self.value

@@ -61,16 +61,17 @@ class _Race:
         self._deadline = readiness.loop.time() + timeout
 
     def start_next(self) -> None:
-        """Start attempts until one is under way, and set the timer of what comes after it."""
+        """Start attempts until one more is under way, and set the timer of what comes after it."""
         while self._waiting:
             endpoint = self._waiting.pop()
             error = self._start(endpoint)
             if error == 0:
-                left = self._deadline - self._readiness.loop.time()
-                self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left) if self._waiting else left)
-                return
+                break
             self._failures.append((endpoint, error))
-        if not self._running:
+        if self._running:
+            left = self._deadline - self._readiness.loop.time()
+            self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left) if self._waiting else left)
+        else:
             self._lose()
 
     def _start(self, endpoint: Endpoint) -> int:
@@ -82,15 +83,15 @@ class _Race:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             error_number = sock.connect_ex((endpoint.host, endpoint.port))
+            if error_number in (0, errno.EINPROGRESS):
+                attempt = Attempt(endpoint, sock, self)
+                self._readiness.watch(sock.fileno(), attempt)
+                self._running.append(attempt)
+                return 0
         except OSError as error:
             error_number = error.errno or errno.EIO
-        if error_number not in (0, errno.EINPROGRESS):
-            sock.close()
-            return error_number
-        attempt = Attempt(endpoint, sock, self)
-        self._running.append(attempt)
-        self._readiness.watch(sock.fileno(), attempt)
-        return 0
+        sock.close()
+        return error_number
 
     def settle(self, attempt: Attempt, error: int) -> None:
         """An attempt has connected or failed. Runs inside a dispatch, so the next one starts after it."""
@@ -99,13 +100,12 @@ class _Race:
         if error == 0:
             self.winner.set_result(attempt)
             return
+        self._running.remove(attempt)
         self._failures.append((attempt.endpoint, error))
         self._readiness.loop.call_soon(self._replace, attempt)
 
     def _replace(self, failed: Attempt) -> None:
-        if failed in self._running:
-            self._running.remove(failed)
-            self._close(failed)
+        self._close(failed)
         if not self.winner.done():
             self.start_next()
 

@@ -65,31 +65,36 @@ def _within(ip: str, networks: Collection[Network]) -> bool:
     return any(address in network for network in networks)
 
 
-class AddressInUseError(Exception):
-    """A listener cannot be opened; the message says which and why."""
+class CannotOpenError(Exception):
+    """What the proxy needs from the system is not to be had; the message says what and why."""
 
 
 def open_listener(address: TcpAddress | UnixAddress, workers: int) -> list[socket.socket]:
-    """The listening sockets of `address`, one for each worker. Raises AddressInUseError."""
+    """The listening sockets of `address`, one for each worker. Raises CannotOpenError."""
     try:
         if isinstance(address, UnixAddress):
             return [_open_unix(address)] * workers
         return _open_tcp(address, workers)
     except OSError as error:
-        raise AddressInUseError(f"cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
+        raise CannotOpenError(f"cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _open_tcp(address: TcpAddress, workers: int) -> list[socket.socket]:
     # SO_REUSEPORT would let a second proxy of the same user share the port in silence: see first that it is free.
     _bind_tcp(address, share=False).close()
     sockets: list[socket.socket] = []
-    for _ in range(workers):
-        sock = _bind_tcp(address, share=True)
-        address = TcpAddress(address.host, sock.getsockname()[1])  # port 0 is chosen once, for all workers
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted sockets
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
-        sock.listen(_BACKLOG)
-        sockets.append(sock)
+    try:
+        for _ in range(workers):
+            sock = _bind_tcp(address, share=True)
+            sockets.append(sock)
+            address = TcpAddress(address.host, sock.getsockname()[1])  # port 0 is chosen once, for all workers
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted sockets
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_ACCEPT_SECONDS)
+            sock.listen(_BACKLOG)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
     return sockets
 
 
@@ -133,13 +138,15 @@ def _remove_stale(path: str) -> None:
             raise OSError(errno.EADDRINUSE, "a file that is no socket has that path")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        else:
-            raise OSError(errno.EADDRINUSE, "another process listens there")
+            return
+        except BlockingIOError:
+            pass  # its queue is full, so somebody has one
+    raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
 OnConnection = Callable[[socket.socket, Peer], None]
@@ -221,22 +228,31 @@ class Acceptor:
         return Peer(address[0], address[1], None)
 
     def _shed(self) -> bool:
-        """Accept and close one connection with the spare descriptor, or pause."""
+        """Accept and close one connection with the spare descriptor, or pause. False when none waits."""
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None
             try:
                 sock, address = self._sock.accept()
+            except BlockingIOError:
+                # accept(2) looks for a descriptor first: what it says without one is not that anybody waits.
+                self._spare = _spare_descriptor()
+                return False
+            except OSError:
+                pass  # it was not for want of a descriptor of ours
+            else:
                 with sock:
                     self._on_shed(self._peer(sock, address))
-            except OSError:
-                pass
-            self._spare = _spare_descriptor()
+                self._spare = _spare_descriptor()
         if self._spare is not None:
             return True
-        self._loop.remove_reader(self._sock.fileno())
-        self._resumption = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+        self._pause()
         return False
+
+    def _pause(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        if self._resumption is None:
+            self._resumption = self._loop.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
         self._resumption = None

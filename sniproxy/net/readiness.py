@@ -50,9 +50,10 @@ class Readiness:
         handler before: an edge may have gone to that one, and the new owner must look for itself.
         """
         is_new = fd not in self._handlers
-        self._handlers[fd] = handler
         if is_new:
+            # First, for it may fail: a handler that stayed would let the number's next owner wait for ever.
             self._epoll.register(fd, _EDGES)
+        self._handlers[fd] = handler
         return is_new
 
     def forget(self, fd: int) -> None:

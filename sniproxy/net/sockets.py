@@ -8,7 +8,6 @@ import struct
 import termios
 
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.timers import TICK
 
 # A refused client has this long to hang up, and may send this much meanwhile, before it is cut off.
 _LINGER_SECONDS = 1.0
@@ -28,7 +27,7 @@ async def hang_up(sock: socket.socket, farewell: bytes, readiness: Readiness) ->
     section 4.2.2.13; RFC 9112 section 9.6 tells the same of HTTP). So what still comes is read and dropped, within
     bounds of time and size. The socket is left for the caller to close.
     """
-    deadline = readiness.timers.now + int(_LINGER_SECONDS / TICK)
+    deadline = readiness.timers.after(_LINGER_SECONDS)
     left = _LINGER_BYTES
     try:
         sock.send(farewell)

@@ -37,17 +37,22 @@ class TimerWheel:
         """The current tick."""
         return int(self._loop.time() / TICK)
 
+    def after(self, seconds: float) -> int:
+        """The first tick that begins `seconds` from now, or later."""
+        return math.ceil((self._loop.time() + seconds) / TICK)
+
     def arm(self, timer: Timer, seconds: float) -> None:
         """Let `timer` expire in `seconds`, instead of when it would have."""
-        self.arm_at(timer, self.now + math.ceil(seconds / TICK) + 1)
+        self.arm_at(timer, self.after(seconds))
 
     def arm_at(self, timer: Timer, slot: int) -> None:
+        """The same at the tick `slot`, or the next one where that is past."""
         if timer.slot != UNARMED:
             self.disarm(timer)
         if not self._ticking:
             self._ticking = True
-            self._next = self.now
-            self._loop.call_later(TICK, self._tick)
+            self._next = self.now + 1
+            self._loop.call_at(self._next * TICK, self._tick)
         slot = max(slot, self._next)
         timer.slot = slot
         bucket = self._slots.get(slot)
@@ -61,17 +66,30 @@ class TimerWheel:
         bucket = self._slots.get(timer.slot)
         if bucket is not None:
             bucket.discard(timer)
+            if not bucket:
+                del self._slots[timer.slot]  # what is left empty would keep the wheel turning
         timer.slot = UNARMED
 
     def _tick(self) -> None:
-        now = self.now
+        # Called at the beginning of the tick `_next`; where rounding says otherwise, rounding is wrong.
+        now = max(self.now, self._next)
         # Each slot up to now is visited once; a slot that is armed meanwhile is later than all of them.
         while self._next <= now:
-            due = self._slots.pop(self._next, None)
+            slot = self._next
             self._next += 1
-            for timer in due or ():
-                timer.slot = UNARMED
-                timer.expire()
+            # Taken one by one, for each may disarm or put off others of its own tick.
+            due = self._slots.get(slot)
+            while due:
+                self._expire(due.pop())
+            self._slots.pop(slot, None)
         self._ticking = bool(self._slots)
         if self._ticking:
-            self._loop.call_later(TICK, self._tick)
+            self._loop.call_at(self._next * TICK, self._tick)
+
+    def _expire(self, timer: Timer) -> None:
+        timer.slot = UNARMED
+        try:
+            timer.expire()
+        except Exception as error:
+            # One that fails must not take the others' time-outs with it, now or later.
+            self._loop.call_exception_handler({"message": "timer failed", "exception": error})

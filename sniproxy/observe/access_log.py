@@ -14,13 +14,15 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 
 from sniproxy.config.model import Gateway
-from sniproxy.identity.spiffe import Principal
+from sniproxy.identity.spiffe import Identity
 from sniproxy.outcome import Event
+from sniproxy.policy.model import Ground
 from sniproxy.record import Record
 
 _LEVELS = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
@@ -29,16 +31,22 @@ _MAX_DETAIL = 512
 _MAX_ALPN = 128
 _MAX_POD = 253  # Kubernetes: a pod's name is a DNS subdomain
 
-# A longer line than PIPE_BUF could be torn. Where one comes, these fields are cut to so many bytes of JSON: enough for
-# every name that is one, and together with the rest within PIPE_BUF. The principal is never cut.
-_MOST_BYTES = {
-    "requestedServerName": 300,
-    "sourceNamespace": 63,
-    "policy": 200,
-    "rule": 200,
-    "responseCodeDetails": 300,
-    "alpn": 64,
-}
+
+class _Bounds(NamedTuple):
+    """How many bytes of JSON a text may take. The principal is never cut."""
+
+    name: int
+    namespace: int
+    policy: int
+    rule: int
+    detail: int
+    alpn: int
+
+
+_WHOLE = _Bounds(*[1 << 16] * 6)
+# A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
+# one, and together with the rest within PIPE_BUF.
+_TIGHT = _Bounds(name=300, namespace=63, policy=128, rule=128, detail=224, alpn=64)
 
 _DELAY = 0.05  # seconds
 _MAX_BATCH = 64 * 1024
@@ -62,56 +70,49 @@ class LogIdentity:
 
 
 class LineFormat:
-    """Turns records into JSON lines."""
+    """Turns records into JSON lines.
+
+    A line is put together from pieces of JSON: what is the same in all lines is encoded once, what recurs (callers,
+    rules, offers) is remembered, and every text is quoted by orjson unless we wrote it ourselves.
+    """
 
     def __init__(self, identity: LogIdentity, process: str) -> None:
         self._identity = identity
-        self._process = process
+        instance, source, pod = map(_quoted, (identity.instance, identity.source, identity.pod))
+        self._heads = {event: f'{{"level":"{level}","time":"' for event, level in _LEVELS.items()}
+        self._events = {
+            event: f'","instance":{instance},"connectionEvent":"{event.value}","connectionId":"{process}-'
+            for event in _LEVELS
+        }
+        self._gateway = f'"source":{source},"sourceName":{pod},"sourceWorkload":{source},"sourceIp":"'
         self._second = 0
         self._second_text = ""
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
         """One line of at most PIPE_BUF bytes, for `event` at the time `now` of the record's clock."""
-        fields = self._fields(record, event, now)
-        line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+        time_text = self._timestamp()
+        line = self._render(record, event, now, time_text, _WHOLE)
         if len(line) > select.PIPE_BUF:
-            fields |= {name: _cut(fields[name], most) for name, most in _MOST_BYTES.items()}
-            line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+            line = self._render(record, event, now, time_text, _TIGHT)
         return line
 
-    def _fields(self, record: Record, event: Event, now: float) -> dict[str, Any]:
-        me = self._identity
-        identity = record.identity
-        known = isinstance(identity, Principal)
-        is_refusal = event is Event.DENY
-        return {
-            "level": _LEVELS[event],
-            "time": self._timestamp(),
-            "instance": me.instance,
-            "connectionEvent": event.value,
-            "connectionId": f"{self._process}-{record.number}",
-            "requestedServerName": record.server_name or _UNKNOWN,
-            "sourcePrincipal": str(identity) if known else _UNKNOWN,
-            "sourceNamespace": identity.namespace or _UNKNOWN if isinstance(identity, Principal) else _UNKNOWN,
-            "source": me.source,
-            "sourceName": me.pod,
-            "sourceWorkload": me.source,
-            "sourceIp": record.source_ip or _UNKNOWN,
-            "destinationIp": record.destination_ip or _UNKNOWN,
-            "destinationPort": record.destination_port,
-            "destinationApp": "",
-            "protocol": "tcp",
-            "receivedBytes": record.received,
-            "sentBytes": record.sent,
-            "connectionDuration": "0s" if event is Event.OPEN else f"{now - record.began:.3f}s",
-            "decision": "allow" if record.allowed else "deny" if is_refusal else "none",
-            "policy": record.ground.policy,
-            "rule": record.ground.rule,
-            "reason": "" if event is Event.OPEN else record.reason.word,
-            "responseCodeDetails": record.detail[:_MAX_DETAIL],
-            "tlsVersion": record.tls_version or _UNKNOWN,
-            "alpn": ",".join(record.alpn)[:_MAX_ALPN] if record.alpn else "",
-        }
+    def _render(self, record: Record, event: Event, now: float, time_text: str, most: _Bounds) -> bytes:
+        if event is Event.OPEN:
+            duration, reason = "0", ""
+        else:
+            duration, reason = f"{now - record.began:.3f}", record.reason.word
+        decision = "allow" if record.allowed else "deny" if event is Event.DENY else "none"
+        detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
+        return (
+            f"{self._heads[event]}{time_text}{self._events[event]}{record.number}"
+            f'","requestedServerName":{_quoted_again(record.server_name or _UNKNOWN, most.name)},'
+            f"{_caller_fields(record.identity, most.namespace)},"
+            f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
+            f'"destinationPort":{record.destination_port},"destinationApp":"","protocol":"tcp",'
+            f'"receivedBytes":{record.received},"sentBytes":{record.sent},"connectionDuration":"{duration}s",'
+            f'"decision":"{decision}",{_ground_fields(record.ground, most.policy, most.rule)},"reason":"{reason}",'
+            f'"responseCodeDetails":{detail},{_offer_fields(record.tls_version, record.alpn, most.alpn)}}}\n'
+        ).encode()
 
     def worker_lost(self, worker: int, connections: int) -> bytes:
         """The supervisor's line for the connections of a worker that died."""
@@ -137,6 +138,12 @@ class LineFormat:
         return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
 
 
+def _quoted(text: str, most: int = 1 << 16) -> str:
+    """As much of `text` as takes at most `most` bytes in JSON, as a JSON string."""
+    quoted = orjson.dumps(text)
+    return (quoted if len(quoted) - 2 <= most else orjson.dumps(_cut(text, most))).decode()
+
+
 def _cut(text: str, most: int) -> str:
     """As much of `text` as takes at most `most` bytes in JSON, where a character takes one to six."""
     size = 0
@@ -145,6 +152,26 @@ def _cut(text: str, most: int) -> str:
         if size > most:
             return text[:end]
     return text
+
+
+_quoted_again = lru_cache(maxsize=2048)(_quoted)
+
+
+@lru_cache(maxsize=2048)
+def _caller_fields(identity: Identity, most: int) -> str:
+    namespace = _quoted(identity.namespace_label, most)
+    return f'"sourcePrincipal":{_quoted(str(identity))},"sourceNamespace":{namespace}'
+
+
+@lru_cache(maxsize=2048)
+def _ground_fields(ground: Ground, most_policy: int, most_rule: int) -> str:
+    return f'"policy":{_quoted(ground.policy, most_policy)},"rule":{_quoted(ground.rule, most_rule)}'
+
+
+@lru_cache(maxsize=512)
+def _offer_fields(tls_version: str, alpn: tuple[str, ...], most: int) -> str:
+    offer = ",".join(alpn)[:_MAX_ALPN]
+    return f'"tlsVersion":"{tls_version or _UNKNOWN}","alpn":{_quoted(offer, most)}'
 
 
 class Sink:

@@ -1,15 +1,18 @@
 """The engine: rules compiled into an index, so that a decision looks up a few keys and scans no rules.
 
-The index finds candidates by name and identity; `holds` then checks each candidate whole. What the index misses
-can therefore only be a rule that does not hold, and `holds` alone says what a rule means.
+Every rule stands in the index under the keys of its name patterns, and there under those of its identity patterns
+(`match` has the keys). A name and an identity are looked up under each of their own keys, most particular first, and
+whatever is found there matches both; what else a rule asks for is a short list of conditions, empty for most.
 """
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
+from sniproxy.config.units import Network
 from sniproxy.identity.spiffe import Principal
 from sniproxy.outcome import Reason
 from sniproxy.policy.match import (
@@ -22,6 +25,8 @@ from sniproxy.policy.match import (
     namespace_matches,
 )
 from sniproxy.policy.model import NO_GROUND, Action, Allowed, Decision, Denied, Permit, Request, Rule
+
+Condition = Callable[[Request], bool]
 
 
 class EchPolicy(Enum):
@@ -60,15 +65,9 @@ class Engine:
         """
         book = self.rulebook
         if book.require_identity and not isinstance(request.identity, Principal):
-            return Denied(
-                Reason.IDENTITY_REQUIRED, NO_GROUND, "policy.require_identity is on and the caller is unknown"
-            )
+            return _refusal(Reason.IDENTITY_REQUIRED, "policy.require_identity is on and the caller is unknown")
         if request.ech and book.ech is EchPolicy.DENY:
-            return Denied(
-                Reason.ECH,
-                NO_GROUND,
-                "policy.ech is deny and the hello has the ECH extension",
-            )
+            return _refusal(Reason.ECH, "policy.ech is deny and the hello has the ECH extension")
         rule = self._deny.first(request)
         if rule is not None:
             return Denied(Reason.RULE, rule.ground, f"rbac_access_denied_matched_policy[{rule.ground}]")
@@ -76,18 +75,31 @@ class Engine:
         if rule is not None:
             return Allowed(Permit(request.server_name, rule.allow_networks), rule.ground)
         if self._allow or book.default is Action.DENY:
-            return Denied(Reason.DEFAULT, NO_GROUND, "rbac_access_denied_matched_policy[none]")
+            return _refusal(Reason.DEFAULT, "rbac_access_denied_matched_policy[none]")
         return Allowed(Permit(request.server_name, ()), NO_GROUND)
+
+
+def _refusal(reason: Reason, detail: str) -> Denied:
+    return Denied(reason, NO_GROUND, detail)
+
+
+class _Entry(NamedTuple):
+    """A rule in the index: its place in the order of the rulebook, and what it asks beyond the keys."""
+
+    number: int
+    rule: Rule
+    conditions: tuple[Condition, ...]
 
 
 class _Index:
     """Rules of one action by name key, then by identity key; each list in the order of the rulebook."""
 
     def __init__(self, rules: Iterable[Rule]) -> None:
-        table: defaultdict[Key, defaultdict[Key, list[tuple[int, Rule]]]] = defaultdict(lambda: defaultdict(list))
-        for entry in enumerate(rules):
-            for name_key in _rule_name_keys(entry[1]):
-                for identity_key in _rule_identity_keys(entry[1]):
+        table: defaultdict[Key, defaultdict[Key, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
+        for number, rule in enumerate(rules):
+            entry = _Entry(number, rule, tuple(_conditions(rule)))
+            for name_key in _name_keys_of(rule):
+                for identity_key in _identity_keys_of(rule):
                     table[name_key][identity_key].append(entry)
         self._table = {key: dict(inner) for key, inner in table.items()}
 
@@ -96,51 +108,49 @@ class _Index:
 
     def first(self, request: Request) -> Rule | None:
         """The first rule, in the order of the rulebook, that holds for `request`."""
-        best: Rule | None = None
-        best_number = -1
-        table = self._table
-        who = identity_keys(request.identity)
+        best: _Entry | None = None
+        identities = identity_keys(request.identity)
         for name_key in name_keys(request.server_name):
-            by_identity = table.get(name_key)
+            by_identity = self._table.get(name_key)
             if by_identity is None:
                 continue
-            for identity_key in who:
-                for number, rule in by_identity.get(identity_key, ()):
-                    if best is not None and number >= best_number:
+            for identity_key in identities:
+                for entry in by_identity.get(identity_key, ()):
+                    if best is not None and entry.number >= best.number:
                         break
-                    if holds(rule, request):
-                        best, best_number = rule, number
+                    if not entry.conditions or all(condition(request) for condition in entry.conditions):
+                        best = entry
                         break
-        return best
+        return best.rule if best is not None else None
 
 
-def _rule_name_keys(rule: Rule) -> set[Key]:
+def _name_keys_of(rule: Rule) -> set[Key]:
     return {pattern.key for pattern in rule.names} or {STAR}
 
 
-def _rule_identity_keys(rule: Rule) -> set[Key]:
-    """Principals are more particular than namespaces: a rule with both is found by them, and `holds` checks both."""
+def _identity_keys_of(rule: Rule) -> set[Key]:
+    """Principals are more particular than namespaces: a rule that has both is found by its principals."""
     if rule.principals:
         return {pattern.key for pattern in rule.principals}
     return {namespace_key(namespace) for namespace in rule.namespaces} or {ANYONE}
 
 
-def holds(rule: Rule, request: Request) -> bool:
-    """A rule holds when each condition it has does; a list matches when one of its entries does."""
-    name, identity = request.server_name, request.identity
-    return (
-        (not rule.names or any(pattern.matches(name) for pattern in rule.names))
-        and not any(pattern.matches(name) for pattern in rule.not_names)
-        and (not rule.principals or any(pattern.matches(identity) for pattern in rule.principals))
-        and not any(pattern.matches(identity) for pattern in rule.not_principals)
-        and (not rule.namespaces or any(namespace_matches(pattern, identity) for pattern in rule.namespaces))
-        and not any(namespace_matches(pattern, identity) for pattern in rule.not_namespaces)
-        and (not rule.source_networks or _within(request.source_ip, rule))
-    )
+def _conditions(rule: Rule) -> Iterator[Condition]:
+    """What must hold for a rule beside the keys that it was found under; most rules ask for nothing more."""
+    if rule.not_names:
+        yield lambda request: not any(pattern.matches(request.server_name) for pattern in rule.not_names)
+    if rule.not_principals:
+        yield lambda request: not any(pattern.matches(request.identity) for pattern in rule.not_principals)
+    if rule.principals and rule.namespaces:
+        yield lambda request: any(namespace_matches(pattern, request.identity) for pattern in rule.namespaces)
+    if rule.not_namespaces:
+        yield lambda request: not any(namespace_matches(pattern, request.identity) for pattern in rule.not_namespaces)
+    if rule.source_networks:
+        yield lambda request: _is_within(request.source_ip, rule.source_networks)
 
 
-def _within(source_ip: str, rule: Rule) -> bool:
+def _is_within(source_ip: str, networks: tuple[Network, ...]) -> bool:
     if not source_ip:
         return False
     address = ipaddress.ip_address(source_ip)
-    return any(address in network for network in rule.source_networks)
+    return any(address in network for network in networks)

@@ -104,8 +104,8 @@ def parse_identity_pattern(text: str) -> IdentityPattern:
 
 
 def namespace_key(namespace: str) -> Key:
-    """The key of a rule that asks for a namespace. No principal holds an @ (SPIFFE ID, section 2)."""
-    return STAR if namespace == "*" else Key(f"@{namespace}")
+    """The key of a rule that asks for a namespace, or with `*` for any. No principal holds an @ (SPIFFE ID, 2)."""
+    return Key(f"@{namespace}")
 
 
 @lru_cache(maxsize=4096)
@@ -119,8 +119,8 @@ def identity_keys(identity: Identity) -> tuple[Key, ...]:
     while slash >= 0:
         folders.append(Key(f"{text[:slash]}/*"))
         slash = text.rfind("/", 0, slash)
-    namespace = (namespace_key(identity.namespace),) if identity.namespace else ()
-    return (Key(text), *folders, *namespace, STAR, ANYONE)
+    namespaces = (namespace_key(identity.namespace), namespace_key("*")) if identity.namespace else ()
+    return (Key(text), *folders, *namespaces, STAR, ANYONE)
 
 
 def namespace_matches(pattern: str, identity: Identity) -> bool:

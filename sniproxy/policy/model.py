@@ -1,6 +1,7 @@
 """The words of policy: a rule, a request, and the decision about it.
 
-Only `Allowed` carries a `Permit`, and only a permit can be dialled, so that a connection that no rule allowed
+What is made for every connection is a tuple with names, for that is the cheapest value that cannot change. Only
+`Allowed` carries a `Permit`, and only a permit can be dialled, so that a connection that no rule allowed
 cannot be made by mistake.
 """
 
@@ -62,22 +63,19 @@ class Request(NamedTuple):
     ech: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """Leave to connect to `server_name`. Nothing but the engine makes one."""
 
     server_name: ServerName
     allow_networks: tuple[Network, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(NamedTuple):
     permit: Permit
     ground: Ground
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
+class Denied(NamedTuple):
     reason: Reason
     ground: Ground
     detail: str

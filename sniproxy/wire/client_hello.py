@@ -18,10 +18,9 @@ knows no socket, clock, log or configuration.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
@@ -104,8 +103,7 @@ class NoServerName(Enum):
     NO_EXTENSION = "the ClientHello has no server_name extension"
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(NamedTuple):
     """What the client says before anyone answers.
 
     raw_server_name: the host_name of the server_name extension as sent, 1 to 255 bytes, or why there is none.
@@ -135,8 +133,13 @@ class ClientHello:
     @property
     def tls_version(self) -> str:
         """The highest version offered: "TLSv1.3"; "0x0305" for one without a name, "0x0000" for GREASE alone."""
-        highest = max(self.supported_versions, default=0)
-        return _VERSION_NAMES.get(highest) or f"0x{highest:04x}"
+        return _highest_version(self.supported_versions)
+
+
+@lru_cache(maxsize=256)  # as for _versions
+def _highest_version(versions: tuple[int, ...]) -> str:
+    highest = max(versions, default=0)
+    return _VERSION_NAMES.get(highest) or f"0x{highest:04x}"
 
 
 # ---- The message ----

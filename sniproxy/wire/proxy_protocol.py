@@ -99,8 +99,7 @@ _Address = SocketAddress | NoAddress
 _WITHOUT_ADDRESS: Final = {_UNSPEC: NoAddress.UNKNOWN, _UNIX_STREAM: NoAddress.UNIX}
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyHeader:
+class ProxyHeader(NamedTuple):
     """A header, and the `size` in bytes after which the client's own data begins.
 
     A `local` header carries nothing else. `tlvs` are in the order sent, without the checksum and the padding,
@@ -203,32 +202,42 @@ def _address_text(packed: bytes) -> str:
 
 
 def _read_tlvs(header: bytes, start: int) -> tuple[Tlv, ...]:
-    tlvs = _split_tlvs(header, start)
-    kinds = {tlv.type for tlv in tlvs}
-    if TYPE_CRC32C in kinds:
+    block = header[start:]
+    all_of_them = _common_tlvs(block) if len(block) <= _COMMON_BLOCK else _split_tlvs(block)
+    if any(kind in _SERVED_HERE for kind, _ in all_of_them):
+        return _serve_tlvs(header, start, all_of_them)
+    return all_of_them
+
+
+def _serve_tlvs(header: bytes, start: int, tlvs: tuple[Tlv, ...]) -> tuple[Tlv, ...]:
+    """The TLVs that are left when the checksum is verified and the padding dropped."""
+    if any(tlv.type == TYPE_CRC32C for tlv in tlvs):
         _verify_checksum(header, start, tlvs)
-    if kinds.isdisjoint(_SERVED_HERE):
-        return tuple(tlvs)
     return tuple(tlv for tlv in tlvs if tlv.type not in _SERVED_HERE)
 
 
-def _split_tlvs(data: bytes, at: int) -> list[Tlv]:
-    """The vectors that fill `data` from `at` to its end, exactly."""
-    end = len(data)
+def _split_tlvs(block: bytes) -> tuple[Tlv, ...]:
+    """The vectors that fill `block` exactly."""
+    at, end = 0, len(block)
     tlvs = []
     while at < end:
         if end - at < _TLV.size:
             raise ProxyHeaderError("the PROXY header ends in the middle of a TLV")
-        kind, length = _TLV.unpack_from(data, at)
+        kind, length = _TLV.unpack_from(block, at)
         start = at + _TLV.size
         at = start + length
         if at > end:
             raise ProxyHeaderError(f"the TLV of type 0x{kind:02x} reaches past the end of its block")
-        tlvs.append(Tlv(kind, data[start:at]))
-    return tlvs
+        tlvs.append(Tlv(kind, block[start:at]))
+    return tuple(tlvs)
 
 
-def _verify_checksum(header: bytes, tlvs_at: int, tlvs: list[Tlv]) -> None:
+# A workload sends the same identity with each of its connections. The bound is on what the cache can come to hold.
+_COMMON_BLOCK: Final = 512
+_common_tlvs = lru_cache(maxsize=2048)(_split_tlvs)
+
+
+def _verify_checksum(header: bytes, tlvs_at: int, tlvs: tuple[Tlv, ...]) -> None:
     """Section 2.2.3: the checksum is of the whole header, with its own four bytes at zero."""
     checksums = [tlv.value for tlv in tlvs if tlv.type == TYPE_CRC32C]
     if len(checksums) != 1 or len(checksums[0]) != 4:
@@ -244,7 +253,7 @@ def parse_ssl_tlv(value: bytes) -> SslInfo:
     if len(value) < _SSL.size:
         raise ProxyHeaderError(f"the PP2_TYPE_SSL TLV has {len(value)} bytes, and {_SSL.size} are the fewest")
     client, verify = _SSL.unpack_from(value)
-    tlvs = _split_tlvs(value, _SSL.size)
+    tlvs = _split_tlvs(value[_SSL.size :])
     fields = dict(tlvs)
     if len(fields) != len(tlvs):
         raise ProxyHeaderError("the PP2_TYPE_SSL TLV has two sub-TLVs of one type")

@@ -1,0 +1,295 @@
+"""Readiness: one epoll for all sockets, told of edges, under the event loop."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from select import EPOLLIN, EPOLLOUT
+from typing import Any
+
+import pytest
+
+from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
+from sniproxy.net.timers import TICK, TimerWheel
+from tests.net.clock import HandClock
+from tests.net.loopback import Pair, cut, result_of, tcp_pair, turns, until, watching
+
+Watched = tuple[Readiness, HandClock]
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    with watching() as both:
+        yield both
+
+
+@pytest.fixture
+async def readiness(watched: Watched) -> Readiness:
+    return watched[0]
+
+
+def noting(events: list[int]) -> Callable[[int], None]:
+    return events.append
+
+
+def quietly(_events: int) -> None:
+    """A handler for what does not matter."""
+
+
+class TestEdges:
+    async def test_a_new_descriptor_reports_what_is_ready_already(self, readiness: Readiness) -> None:
+        """Bytes that came before anybody watched are told of."""
+        with tcp_pair() as (ours, theirs):
+            theirs.send(b"early")
+            events: list[int] = []
+            assert readiness.watch(ours.fileno(), noting(events)) is True
+            await until(lambda: bool(events), "the first event")
+            assert events[0] & READABLE
+            assert events[0] & WRITABLE
+
+    async def test_a_known_descriptor_reports_nothing_by_itself(self, readiness: Readiness) -> None:
+        """The edge has gone to its first handler; False tells the second one to look."""
+        with tcp_pair() as (ours, theirs):
+            theirs.send(b"early")
+            first: list[int] = []
+            second: list[int] = []
+            readiness.watch(ours.fileno(), noting(first))
+            await until(lambda: bool(first), "the first event")
+            assert readiness.watch(ours.fileno(), noting(second)) is False
+            await turns()
+            assert second == []
+            theirs.send(b"late")
+            await until(lambda: bool(second), "the next event")
+            assert len(first) == 1
+
+    async def test_what_is_not_read_is_not_told_again(self, readiness: Readiness) -> None:
+        """One event for one arrival."""
+        with tcp_pair() as (ours, theirs):
+            events: list[int] = []
+            readiness.watch(ours.fileno(), noting(events))
+            await turns()
+            theirs.send(b"once")
+            await turns()
+            assert len([event for event in events if event & EPOLLIN]) == 1
+
+    async def test_ends_and_resets_are_readable_hang_ups(self, readiness: Readiness) -> None:
+        stories: dict[str, Callable[[socket.socket], object]] = {
+            "a half-close": lambda sock: sock.shutdown(socket.SHUT_WR),
+            "a close": lambda sock: sock.close(),
+            "a reset": cut,
+        }
+        for story, happens in stories.items():
+            with tcp_pair() as (ours, theirs):
+                events: list[int] = []
+                readiness.watch(ours.fileno(), noting(events))
+                await turns()
+                happens(theirs)
+                await until(lambda: bool(events and events[-1] & HANGUP), story)  # noqa: B023 - called at once
+                assert events[-1] & READABLE, story
+                readiness.forget(ours.fileno())
+
+    async def test_more_sockets_than_one_turn_serves_all_have_theirs(self, readiness: Readiness) -> None:
+        """600 sockets become ready together."""
+        with contextlib.ExitStack() as stack:
+            pairs: list[Pair] = [stack.enter_context(tcp_pair()) for _ in range(600)]
+            heard: list[int] = []
+
+            def note(fd: int, _events: int) -> None:
+                heard.append(fd)
+
+            for ours, _ in pairs:
+                readiness.watch(ours.fileno(), partial(note, ours.fileno()))
+            await until(lambda: len(heard) >= 600, "600 events")
+            assert sorted(ours.fileno() for ours, _ in pairs) == sorted(heard)
+
+
+class TestHandlers:
+    async def test_one_that_fails_costs_no_other_its_event(self, readiness: Readiness) -> None:
+        """Edges come only once, so those behind the fault are still handed out; the fault is reported."""
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+
+        def fail(_events: int) -> None:
+            raise ValueError("a fault of ours")
+
+        with contextlib.ExitStack() as stack:
+            pairs = [stack.enter_context(tcp_pair()) for _ in range(10)]
+            events: list[int] = []
+            for number, (ours, _) in enumerate(pairs):
+                readiness.watch(ours.fileno(), fail if number % 2 else noting(events))
+            await until(lambda: len(events) == 5, "five events")
+            assert ["a fault of ours"] * 5 == [str(context["exception"]) for context in reported]
+
+    async def test_a_forgotten_descriptor_is_heard_of_no_more(self, readiness: Readiness) -> None:
+        with tcp_pair() as (ours, theirs):
+            events: list[int] = []
+            readiness.watch(ours.fileno(), noting(events))
+            readiness.forget(ours.fileno())
+            readiness.forget(ours.fileno())
+            theirs.send(b"x")
+            await turns()
+            assert events == []
+
+    async def test_a_descriptor_that_cannot_be_watched_leaves_nothing_behind(self, readiness: Readiness) -> None:
+        """The next socket with that number is watched as if nothing had been."""
+        with tcp_pair() as (ours, _):
+            with tempfile.TemporaryFile() as plain:  # epoll(7) takes no regular file
+                number = plain.fileno()
+                with pytest.raises(PermissionError):
+                    readiness.watch(number, quietly)
+            os.dup2(ours.fileno(), number)
+            events: list[int] = []
+            assert readiness.watch(number, noting(events)) is True
+            await until(lambda: bool(events), "the first event")
+            readiness.forget(number)
+            os.close(number)
+
+    async def test_a_number_that_comes_back_never_hears_of_its_predecessor(self, readiness: Readiness) -> None:
+        """Two sockets are ready in one batch; the first one's owner closes both, and opens two others.
+
+        By the rule of the module it does so after the batch, behind a future: the new owner of a number then hears
+        of its own socket only.
+        """
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            old = [stack.enter_context(tcp_pair()) for _ in range(2)]
+            spare = [stack.enter_context(tcp_pair()) for _ in range(2)]
+            ready: asyncio.Future[None] = loop.create_future()
+            heard: dict[str, list[int]] = {"old": [], "new": []}
+
+            def tell(events: int) -> None:
+                heard["old"].append(events)
+                if not ready.done():
+                    ready.set_result(None)
+
+            numbers = [ours.fileno() for ours, _ in old]
+            for number in numbers:
+                readiness.watch(number, quietly)
+            await turns()
+            for number in numbers:
+                readiness.watch(number, tell)
+            for _, theirs in old:
+                theirs.send(b"for the old one")
+            await ready
+            for (old_ours, _), (new_ours, _) in zip(old, spare, strict=True):
+                number = old_ours.fileno()
+                readiness.forget(number)
+                old_ours.close()
+                os.dup2(new_ours.fileno(), number)
+                assert readiness.watch(number, noting(heard["new"])) is True
+            await turns()
+            for number in numbers:
+                readiness.forget(number)
+                os.close(number)
+        assert ([True, True], [EPOLLOUT] * 2) == ([bool(event & EPOLLIN) for event in heard["old"]], heard["new"])
+
+
+class TestWaitingForAnEdge:
+    async def test_it_ends_with_the_edge(self, watched: Watched) -> None:
+        readiness, clock = watched
+        with tcp_pair() as (ours, theirs):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            await turns()
+            assert not waiting.done()
+            theirs.send(b"x")
+            await result_of(waiting)
+            clock.advance(2 * TICK)
+            assert clock.scheduled == 0
+
+    async def test_it_ends_with_its_deadline(self, watched: Watched) -> None:
+        readiness, clock = watched
+        with tcp_pair() as (ours, _):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            await turns()
+            clock.advance(4.9)
+            await turns()
+            assert not waiting.done()
+            clock.advance(0.1 + TICK)
+            with pytest.raises(TimeoutError):
+                await result_of(waiting)
+
+    async def test_a_deadline_that_is_past_is_the_next_tick(self, watched: Watched) -> None:
+        readiness, clock = watched
+        with tcp_pair() as (ours, _):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.now - 50))
+            await turns()
+            clock.advance(TICK)
+            with pytest.raises(TimeoutError):
+                await result_of(waiting)
+
+    async def test_of_an_edge_and_a_deadline_the_first_decides(self, watched: Watched) -> None:
+        """And the second, of the same turn of the loop, finds it decided."""
+        readiness, clock = watched
+        for edge_first in (True, False):
+            with tcp_pair() as (ours, theirs), tcp_pair() as (other_ours, other_theirs):
+                readiness.watch(ours.fileno(), quietly)
+                readiness.watch(other_ours.fileno(), quietly)
+                await turns()
+                waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(1)))
+                await turns()
+                # Dispatched in the batch of the edge, before whoever waits can go on.
+                readiness.watch(other_ours.fileno(), lambda _: clock.advance(2))
+                for sock in (theirs, other_theirs) if edge_first else (other_theirs, theirs):
+                    sock.send(b"x")
+                if edge_first:
+                    await result_of(waiting)
+                else:
+                    with pytest.raises(TimeoutError):
+                        await result_of(waiting)
+                readiness.forget(ours.fileno())
+                readiness.forget(other_ours.fileno())
+
+    async def test_one_that_is_cancelled_leaves_nothing(self, watched: Watched) -> None:
+        """No timer, and no waiter that the next event or deadline would break."""
+        readiness, clock = watched
+        with tcp_pair() as (ours, theirs):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            await turns()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await result_of(waiting)
+            clock.advance(2 * TICK)
+            assert clock.scheduled == 0
+            theirs.send(b"x")
+            await turns()
+            again = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            await turns()
+            theirs.send(b"y")
+            await result_of(again)
+
+    async def test_it_works_by_the_loops_own_time(self) -> None:
+        """No clock of ours: a deadline comes without anybody moving it."""
+        loop = asyncio.get_running_loop()
+        readiness = Readiness(loop, TimerWheel(loop))
+        with tcp_pair() as (ours, _):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+            with pytest.raises(TimeoutError):
+                await readiness.edge(ours.fileno(), readiness.timers.after(0.0))
+        readiness.close()
+
+
+async def test_closing_leaves_no_descriptor_and_no_reader() -> None:
+    """The loop hears no more of the epoll, which is gone."""
+    loop = asyncio.get_running_loop()
+    before = sorted(os.listdir("/proc/self/fd"))
+    readiness = Readiness(loop, TimerWheel(loop))
+    with tcp_pair() as (ours, theirs):
+        events: list[int] = []
+        readiness.watch(ours.fileno(), noting(events))
+        readiness.close()
+        theirs.send(b"x")
+        await turns()
+        assert events == []
+    assert before == sorted(os.listdir("/proc/self/fd"))
