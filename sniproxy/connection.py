@@ -102,7 +102,7 @@ class Proxy:
             self.ledger.opened(record, connecting)
 
             # The bytes.
-            await self._relay(record, downstream, upstream, intake.replay)
+            await self._relay(record, downstream, upstream, intake)
         except ConnectionEndedError as ended:
             record.received = intake.received
             record.end(ended.reason, ended.detail)
@@ -141,12 +141,12 @@ class Proxy:
         except ResolutionError as error:
             raise ConnectionEndedError(_DNS_REASONS[error.kind], str(error)) from None
 
-    async def _relay(self, record: Record, downstream: socket.socket, upstream: Attempt, head: bytes) -> None:
+    async def _relay(self, record: Record, downstream: socket.socket, upstream: Attempt, intake: Intake) -> None:
         meter = self.ledger.meter
         idle = self.snapshot.config.timeouts.idle
         relay = Relay(downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent)
         try:
-            reason = await relay.run(head, upstream.events)
+            reason = await relay.run(intake.take_replay(), upstream.events)
         finally:
             record.received, record.sent = relay.received, relay.sent
         record.end(reason)

@@ -43,6 +43,7 @@ class _Flow:
     __slots__ = (
         "count",
         "flowing",
+        "has_turn",
         "is_over",
         "moved",
         "pending",
@@ -63,6 +64,7 @@ class _Flow:
         self.pipe: Pipe | None = None
         self.piped = 0
         self.flowing = False
+        self.has_turn = False  # one that spent its budget and has asked for another turn
         self.is_over = False
 
     @property
@@ -130,6 +132,7 @@ class Relay:
         self._touched = timers.now
         timers.arm(self, self._idle)
         self._request.pending = head
+        del head  # an idle connection owns no buffer, and a coroutine keeps its arguments
         try:
             self._start(heard)
             return await self._done
@@ -141,7 +144,8 @@ class Relay:
     def _start(self, heard: int) -> None:
         watch = self._readiness.watch
         watch(self._up.fileno(), self._on_upstream)
-        if self._flush(self._request) and not watch(self._down.fileno(), self._on_downstream):
+        is_new = watch(self._down.fileno(), self._on_downstream)
+        if self._flush(self._request) and not is_new:
             # It was watched while we waited for the hello: edges may have gone by.
             self._pump(self._request, ended=True)
         if heard & READABLE:
@@ -176,7 +180,7 @@ class Relay:
 
     def _pump(self, flow: _Flow, *, ended: bool) -> None:
         """Move what can be moved. `ended`: read on until EAGAIN or the end, for no event will say so again."""
-        if flow.is_over or not self._flush(flow):
+        if flow.is_over or flow.has_turn or not self._flush(flow):
             return
         for _ in range(_BUDGET):
             pipe = self._lease_pipe(flow) if flow.flowing else None
@@ -266,10 +270,12 @@ class Relay:
         return True
 
     def _again(self, flow: _Flow) -> None:
-        """The budget is spent: let the others have their turn, then go on."""
+        """The budget is spent: let the others have their turn, then go on. Events until then add no second turn."""
+        flow.has_turn = True
         self._readiness.loop.call_soon(self._resume, flow)
 
     def _resume(self, flow: _Flow) -> None:
+        flow.has_turn = False
         if not self._done.done():
             self._pump(flow, ended=True)
 

@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from sniproxy.config.units import Network
-from sniproxy.identity.spiffe import Principal
+from sniproxy.identity.spiffe import Identity, Principal
+from sniproxy.names import ServerName
 from sniproxy.outcome import Reason
 from sniproxy.policy.match import (
     ANYONE,
@@ -52,9 +54,16 @@ class Engine:
         self.rulebook = rulebook
         self._deny = _Index(rule for rule in rulebook.rules if rule.action is Action.DENY)
         self._allow = _Index(rule for rule in rulebook.rules if rule.action is Action.ALLOW)
+        self._asks_for_source = any(rule.source_networks for rule in rulebook.rules)
+        self._remembered = lru_cache(maxsize=4096)(self._decide)
 
     def decide(self, request: Request) -> Decision:
-        """The decision about one connection.
+        """The decision about one connection; the same request gets the same one, and is remembered for a while."""
+        name, identity, source_ip, ech = request
+        return self._remembered(name, identity, source_ip if self._asks_for_source else "", ech)
+
+    def _decide(self, name: ServerName, identity: Identity, source_ip: str, ech: bool) -> Decision:
+        """The decision, from the rules.
 
         1. No identity, where one is required, denies.
         2. An encrypted ClientHello, where those are refused, denies: the name that we see is not the real one.
@@ -63,7 +72,7 @@ class Engine:
         5. With any allow rule in force, the rest is refused.
         6. With none, the default decides.
         """
-        book = self.rulebook
+        book, request = self.rulebook, Request(name, identity, source_ip, ech)
         if book.require_identity and not isinstance(request.identity, Principal):
             return _refusal(Reason.IDENTITY_REQUIRED, "policy.require_identity is on and the caller is unknown")
         if request.ech and book.ech is EchPolicy.DENY:
