@@ -24,7 +24,7 @@ run: $(STAMP) ## start the proxy with config/sniproxy.yaml
 	$(BIN)/sniproxy run --config config/sniproxy.yaml
 
 test: lint types peers ## lint, types, unit and end-to-end tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not soak' $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,10 +34,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 unit: $(STAMP) ## the tests that start no process
-	$(BIN)/python -m pytest -m 'not e2e' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not e2e and not soak' $(PYTEST_ARGS)
 
 e2e: $(STAMP) peers ## the tests against real peers
-	$(BIN)/python -m pytest -m e2e $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'e2e and not soak' $(PYTEST_ARGS)
 
 peers: ## bring the real peers that the tests want, where the machine lets us
 	@bash tests/support/peers.sh

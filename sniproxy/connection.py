@@ -28,7 +28,7 @@ from sniproxy.net.resolver import ResolutionError, Resolver
 from sniproxy.net.sockets import cut_off, hang_up, reset
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
-from sniproxy.policy.engine import Engine
+from sniproxy.policy.engine import EchPolicy, Engine
 from sniproxy.policy.model import Denied, Permit, Request
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
@@ -93,6 +93,8 @@ class Proxy:
             if isinstance(decision, Denied):
                 raise ConnectionEndedError(decision.reason, decision.detail)
             record.allowed = True
+            if hello.ech and snapshot.engine.rulebook.ech is EchPolicy.LOG:
+                record.detail = "the hello offers ECH: the real name may be another"
 
             # Where is it?
             endpoints = await self._destinations(decision.permit, snapshot)

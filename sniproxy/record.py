@@ -51,6 +51,6 @@ class Record:
         self.detail = ""
 
     def end(self, reason: Reason, detail: str = "") -> None:
-        """The story has ended, and why. `detail` is a sentence of facts."""
+        """The story has ended, and why. `detail` is a sentence of facts; without one, what was noted before stays."""
         self.reason = reason
-        self.detail = detail
+        self.detail = detail or self.detail

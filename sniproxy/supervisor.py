@@ -262,29 +262,31 @@ class Supervisor:
     # Stopping.
 
     def _stop(self) -> None:
-        """Drain: nothing new comes in, and what is live has its time."""
+        """Drain: nothing new comes in, and what is live has its time. The admin process tells of it to the end."""
         # Ours first: while a listener is open here the kernel accepts for nobody.
         self._close_listeners()
-        self._signal_all(signal.SIGTERM)
-        deadline = time.monotonic() + self._config.timeouts.drain + _GRACE_SECONDS
-        while any(child.pid for child in self._children) and time.monotonic() < deadline:
+        admins = [child for child in self._children if child.work == self._run_admin]
+        self._end([child for child in self._children if child not in admins], self._config.timeouts.drain)
+        self._end(admins, 0.0)
+        _log.info("stopped")
+
+    def _end(self, children: list[_Child], seconds: float) -> None:
+        """SIGTERM, `seconds` and some grace to end, then SIGKILL."""
+        _signal_all(children, signal.SIGTERM)
+        deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        while any(child.pid for child in children) and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, max(0.0, deadline - time.monotonic()))
             for child, status in self._ended():
                 if status != "exit 0":
                     _log.error("process died while stopping", process=child.name, status=status)
                     child.on_death()
-        self._signal_all(signal.SIGKILL)
-        for child in self._children:
+        _signal_all(children, signal.SIGKILL)
+        for child in children:
             if child.pid:
                 os.waitpid(child.pid, 0)
+                child.pid = 0
                 _log.error("process was killed", process=child.name)
                 child.on_death()
-        _log.info("stopped")
-
-    def _signal_all(self, number: signal.Signals) -> None:
-        for child in self._children:
-            if child.pid:
-                os.kill(child.pid, number)
 
     def _close_listeners(self) -> None:
         for sock in self._listeners.every():
@@ -295,6 +297,12 @@ class Supervisor:
             if isinstance(listener.address, UnixAddress):
                 with contextlib.suppress(OSError):
                     os.unlink(listener.address.path)
+
+
+def _signal_all(children: list[_Child], number: signal.Signals) -> None:
+    for child in children:
+        if child.pid:
+            os.kill(child.pid, number)
 
 
 def _run_child(child: _Child, lifeline: tuple[int, int]) -> None:

@@ -19,6 +19,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from select import EPOLLERR
 
 from sniproxy.net.pipes import Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
@@ -44,6 +45,7 @@ class _Flow:
         "count",
         "flowing",
         "has_turn",
+        "is_broken",
         "is_over",
         "moved",
         "pending",
@@ -65,6 +67,7 @@ class _Flow:
         self.piped = 0
         self.flowing = False
         self.has_turn = False  # one that spent its budget and has asked for another turn
+        self.is_broken = False  # the source was reset; behind an end of its own no read will tell
         self.is_over = False
 
     @property
@@ -166,6 +169,10 @@ class Relay:
             self._pump(to_it, ended=True)
         if events & READABLE:
             self._pump(from_it, ended=bool(events & HANGUP))
+            if events & EPOLLERR:
+                from_it.is_broken = True
+                if from_it.is_over and not to_it.is_over:
+                    self._sink_reset(to_it)
 
     def expire(self) -> None:
         """The idle timer is due: end, unless bytes flowed since it was armed."""
@@ -304,6 +311,8 @@ class Relay:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:
             self._outcome = self._other(flow).reset
+        if flow.is_broken:
+            self._sink_reset(self._other(flow))
 
     def _source_reset(self, flow: _Flow) -> None:
         """The source is gone, and with it the sink of the other flow."""

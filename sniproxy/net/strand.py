@@ -18,7 +18,7 @@ class Strand:
     __slots__ = ("_awaited", "_coroutine", "_on_end")
 
     def __init__(
-        self, coroutine: Coroutine["asyncio.Future[object]", None, None], on_end: Callable[["Strand"], None]
+        self, coroutine: Coroutine["asyncio.Future[object] | None", None, None], on_end: Callable[["Strand"], None]
     ) -> None:
         self._coroutine = coroutine
         self._on_end = on_end
@@ -30,6 +30,9 @@ class Strand:
             awaited = self._coroutine.send(None)
         except StopIteration:
             self._on_end(self)
+            return
+        if awaited is None:  # a bare yield, as in asyncio.sleep(0): let the others have their turn
+            asyncio.get_running_loop().call_soon(self.run)
             return
         # What Future.__await__ sets before it yields itself, and asks whoever drives the coroutine to take back.
         awaited._asyncio_future_blocking = False

@@ -11,7 +11,7 @@ from tests.e2e.conftest import allowing
 from tests.support.clients import TIMEOUT, ask, connected, hello_for
 from tests.support.origins import Authority, page_of
 from tests.support.proxy import ProxyProcess, running_proxy
-from tests.wire.build import as_records, build_client_hello, server_name_extension
+from tests.wire.build import ENCRYPTED_CLIENT_HELLO, as_records, build_client_hello, server_name_extension
 
 NAME = "en.wikipedia.org"
 
@@ -133,6 +133,18 @@ def test_a_name_with_underscores_is_a_name(proxy: ProxyProcess) -> None:
         sock.recv(4096)
     line = proxy.wait_for_finals(before + 1)[-1]
     assert (line["requestedServerName"], line["decision"]) == ("my_service.wikipedia.org", "allow")
+
+
+def test_a_hello_that_offers_ech_is_noted(proxy: ProxyProcess) -> None:
+    """policy.ech: log, the default: served, with a word in the log."""
+    before = len(proxy.finals)
+    with connected(proxy.address) as sock:
+        sock.sendall(build_client_hello(NAME, extra=[(ENCRYPTED_CLIENT_HELLO, bytes(32))]))
+    line = proxy.wait_for_finals(before + 1)[-1]
+    assert (line["decision"], line["responseCodeDetails"]) == (
+        "allow",
+        "the hello offers ECH: the real name may be another",
+    )
 
 
 def test_a_hello_that_never_ends_is_cut_off_at_its_limit(proxy: ProxyProcess) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -48,6 +49,15 @@ def opened(proxy: ProxyProcess) -> Iterator[socket.socket]:
         sock.sendall(HELLO)
         assert read_exactly(sock, 5) == b"ready"
         yield sock
+
+
+def accepts(proxy: ProxyProcess) -> bool:
+    """Whether anybody listens where the proxy did."""
+    try:
+        socket.create_connection(proxy.address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def ping(sock: socket.socket) -> bytes:
@@ -95,16 +105,18 @@ def test_connections_spread_over_all_workers(tmp_path: Path, echo_port: int) -> 
 
 
 def test_sigterm_lets_live_connections_finish(tmp_path: Path, echo_port: int) -> None:
-    """No new connections; a live one goes on until its own end; then the proxy ends with 0."""
+    """No new connections; a live one goes on until its own end; then the proxy ends with 0. Meanwhile it is unready."""
     with running_proxy(tmp_path, config_for(echo_port), allowing(NAME)) as proxy:
         with opened(proxy) as sock:
             proxy.terminate()
-            wait_until(lambda: not is_ready(proxy), "an unready proxy")
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(proxy.address)
+            wait_until(lambda: not accepts(proxy), "a closed listener")
+            with pytest.raises(HTTPError, match="503"):
+                proxy.get("/readyz")
+            assert proxy.metrics()["sniproxy_connections_active"] == 1
             assert ping(sock) == b"ping"
         assert proxy.wait() == 0
-        assert [line["reason"] for line in proxy.finals] == ["done"]
+        # Looking whether the listener is closed may have made connections of its own, that sent nothing.
+        assert [line["reason"] for line in proxy.finals if line["requestedServerName"] == NAME] == ["done"]
 
 
 def test_what_outlives_the_drain_is_closed_and_counted(tmp_path: Path, echo_port: int) -> None:
@@ -277,6 +289,16 @@ def test_the_admin_address_answers_and_the_metrics_address_answers_less(tmp_path
             assert "sniproxy_connections_accepted_total" in proxy.get("/metrics", number)
             assert proxy.get("/healthz", number) == "no worker is stuck\n"
             assert proxy.get("/readyz", number) == "every worker accepts connections\n"
+
+
+@pytest.mark.parametrize("path", ["/nowhere/access.log", "/"])
+def test_an_access_log_that_cannot_be_written_is_an_error_at_the_start(
+    tmp_path: Path, echo_port: int, path: str
+) -> None:
+    """And no worker that dies and is started again for ever."""
+    with pytest.raises(AssertionError, match=f"cannot write access_log.path {path}: "):
+        with running_proxy(tmp_path, config_for(echo_port, access_log={"path": path}), allowing(NAME)):
+            pass
 
 
 def test_an_address_in_use_is_an_error_with_its_name(tmp_path: Path, echo_port: int) -> None:

@@ -20,7 +20,7 @@ from tests.net.clock import HandClock
 
 T = TypeVar("T")
 
-PATIENCE = 4.0  # seconds until a test gives up on something that must happen
+PATIENCE = 20.0  # seconds until a test gives up on something that must happen
 LOCALHOST = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 Pair = tuple[socket.socket, socket.socket]

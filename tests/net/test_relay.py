@@ -45,7 +45,7 @@ from tests.net.loopback import (
 
 KIB, MIB = 1 << 10, 1 << 20
 COPIED_AT_ONCE = 64 * KIB
-NOISE = random.Random(1).randbytes(4 * MIB)
+NOISE = random.Random(1).randbytes(4 * MIB)  # noqa: S311 - not for secrets
 
 MakePair = Callable[[], AbstractContextManager[Pair]]
 
@@ -267,7 +267,7 @@ async def test_every_interleaving_is_byte_exact(watched: Watched, kind: str, pip
     What one said is what the other heard, both ends are passed on, and the totals are right.
     """
     for seed in range(60):
-        dice = random.Random(f"{kind} {pipes} {seed}")
+        dice = random.Random(f"{kind} {pipes} {seed}")  # noqa: S311 - not for secrets
         request, response = some_bytes(dice, LIMITS[kind]), some_bytes(dice, LIMITS[kind])
         cut_at = dice.choice([0, min(len(request), 2000)])
         async with relaying(
@@ -298,7 +298,7 @@ async def test_any_interleaving_is_byte_exact(dice: random.Random, kind: str, pi
             for speaker in (client, origin):
                 speaker.write(size_of_turn(dice))
             await turns(dice.randrange(5))
-            fair = random.Random(0)
+            fair = random.Random(0)  # noqa: S311 - not for secrets
             await act(fair, [client, origin], both_done(stage, client, origin), "the end")
             assert await stage.ends() is Reason.DONE
             assert (bytes(origin.heard), bytes(client.heard)) == (request, response)
@@ -315,7 +315,7 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
     """
     reasons = {"client": Reason.CLIENT_RESET, "origin": Reason.UPSTREAM_RESET}
     for seed in range(25):
-        dice = random.Random(f"{kind} {breaker} {pipes} {seed}")
+        dice = random.Random(f"{kind} {breaker} {pipes} {seed}")  # noqa: S311 - not for secrets
         async with relaying(watched, downstream=PAIRS[kind](), upstream=PAIRS[kind](), pipes=pipes) as stage:
             what = f"the reset of {kind} {breaker} {pipes} {seed}"
             client = Speaker(stage.client, some_bytes(dice, LIMITS[kind]))
@@ -329,8 +329,9 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
                 return moment < 0 or client.is_done or origin.is_done  # noqa: B023 - called at once
 
             await act(dice, [client, origin], is_time, what)
-            if stage.running.done() or broken.is_done:
+            if stage.running.done():
                 continue
+            both_had_ended = client.has_ended and origin.has_ended  # then all of it may have been in order
             cut(broken.sock)
             near = stage.upstream if left is origin else stage.downstream
 
@@ -340,7 +341,8 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
 
             await until(rest, what)
             left.read(MIB)
-            assert await stage.ends() is reasons[breaker], what
+            expected = {reasons[breaker], Reason.DONE} if both_had_ended else {reasons[breaker]}
+            assert await stage.ends() in expected, what
             assert broken.script.startswith(bytes(left.heard)), what
             moved = stage.counted["received" if left is origin else "sent"]
             assert moved == len(left.heard), what
@@ -378,19 +380,15 @@ class TestResets:
 
     @pytest.mark.parametrize("breaker", ["client", "origin"])
     async def test_a_reset_after_an_end_is_a_reset(self, watched: Watched, breaker: str) -> None:
-        """One direction has ended in order; the other is broken off."""
+        """One direction has ended in order, and the other is broken off: noticed at once, and not when somebody
+        speaks, which may be never.
+        """
         async with relaying(watched) as stage:
             broken, other = (stage.client, stage.origin) if breaker == "client" else (stage.origin, stage.client)
             broken.shutdown(socket.SHUT_WR)
             assert await read_to_end(other) == b""
             cut(broken)
             expected = Reason.CLIENT_RESET if breaker == "client" else Reason.UPSTREAM_RESET
-            if stage.running.done():
-                assert await stage.ends() is expected
-            other.send(b"are you there?")
-            await turns()
-            with contextlib.suppress(OSError):
-                other.send(b"hello?")
             assert await stage.ends() is expected
 
     async def test_a_client_that_leaves_during_the_answer_has_reset(self, watched: Watched) -> None:
