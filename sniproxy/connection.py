@@ -153,7 +153,9 @@ class Proxy:
             record.received, record.sent = relay.received, relay.sent
         record.end(reason)
         if reason in _RESETS:
-            await reset(upstream.socket if reason is Reason.CLIENT_RESET else downstream)
+            # A drain that ends meanwhile has nothing to add: the record has its reason.
+            with contextlib.suppress(asyncio.CancelledError):
+                await reset(upstream.socket if reason is Reason.CLIENT_RESET else downstream)
 
     async def _refuse(self, downstream: socket.socket, reason: Reason) -> None:
         """Say with a TLS alert that nothing will come, so that the client's error names the cause."""
@@ -161,8 +163,7 @@ class Proxy:
         if reason is Reason.CONNECTION_LIMIT:
             cut_off(downstream, alert)
             return
-        # A drain that ends meanwhile has nothing to add: the record has its reason.
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError):  # here, too
             await hang_up(downstream, alert, self.readiness)
 
     def _close(self, sock: socket.socket) -> None:

@@ -613,13 +613,7 @@ PHASES: dict[str, Phase] = {
 DECIDED = {"hanging up": Reason.RULE, "passing a reset on": Reason.UPSTREAM_RESET}
 
 
-OVERWRITTEN = pytest.mark.xfail(
-    strict=True, reason="serve() replaces the reason of a reset that it is passing on by drain"
-)
-KNOWN = {"passing a reset on": (OVERWRITTEN,)}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=KNOWN.get(name, ())) for name in PHASES])
+@pytest.mark.parametrize("name", PHASES)
 async def test_a_story_that_is_cancelled_leaves_nothing(its: World, name: str) -> None:
     """Wherever it waits: one final line, no socket, no timer, no slot; and the client hears the end."""
     async with phase(its, name) as story:

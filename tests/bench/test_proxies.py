@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.processes import as_unprivileged, is_root
+from bench import processes
+from bench.processes import as_unprivileged
 from bench.proxies import DEFAULT_PEERS, RECIPES, render
 from bench.stage import HERE
 
@@ -39,13 +40,13 @@ def test_the_default_peers_have_recipes() -> None:
     assert set(DEFAULT_PEERS) <= set(RECIPES)
 
 
-@pytest.mark.skipif(is_root(), reason="root drops its privileges")
-def test_an_ordinary_user_runs_a_proxy_as_itself() -> None:
+def test_an_ordinary_user_runs_a_proxy_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "is_root", lambda: False)
     assert as_unprivileged(["nginx"]) == ["nginx"]
 
 
-@pytest.mark.skipif(not is_root(), reason="only root has privileges to drop")
-def test_root_drops_its_privileges() -> None:
+def test_root_drops_its_privileges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "is_root", lambda: True)
     command = as_unprivileged(["nginx"])
     assert command[0] == "setpriv"
     assert "--clear-groups" in command

@@ -1,7 +1,5 @@
 """SPIFFE IDs and principals."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 import pickle
 
 import pytest

@@ -45,7 +45,7 @@ from tests.net.loopback import (
 
 KIB, MIB = 1 << 10, 1 << 20
 COPIED_AT_ONCE = 64 * KIB
-NOISE = random.Random(1).randbytes(4 * MIB)  # noqa: S311 - not for secrets
+NOISE = random.Random(1).randbytes(4 * MIB)
 
 MakePair = Callable[[], AbstractContextManager[Pair]]
 
@@ -267,7 +267,7 @@ async def test_every_interleaving_is_byte_exact(watched: Watched, kind: str, pip
     What one said is what the other heard, both ends are passed on, and the totals are right.
     """
     for seed in range(60):
-        dice = random.Random(f"{kind} {pipes} {seed}")  # noqa: S311 - not for secrets
+        dice = random.Random(f"{kind} {pipes} {seed}")
         request, response = some_bytes(dice, LIMITS[kind]), some_bytes(dice, LIMITS[kind])
         cut_at = dice.choice([0, min(len(request), 2000)])
         async with relaying(
@@ -298,7 +298,7 @@ async def test_any_interleaving_is_byte_exact(dice: random.Random, kind: str, pi
             for speaker in (client, origin):
                 speaker.write(size_of_turn(dice))
             await turns(dice.randrange(5))
-            fair = random.Random(0)  # noqa: S311 - not for secrets
+            fair = random.Random(0)
             await act(fair, [client, origin], both_done(stage, client, origin), "the end")
             assert await stage.ends() is Reason.DONE
             assert (bytes(origin.heard), bytes(client.heard)) == (request, response)
@@ -315,7 +315,7 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
     """
     reasons = {"client": Reason.CLIENT_RESET, "origin": Reason.UPSTREAM_RESET}
     for seed in range(25):
-        dice = random.Random(f"{kind} {breaker} {pipes} {seed}")  # noqa: S311 - not for secrets
+        dice = random.Random(f"{kind} {breaker} {pipes} {seed}")
         async with relaying(watched, downstream=PAIRS[kind](), upstream=PAIRS[kind](), pipes=pipes) as stage:
             what = f"the reset of {kind} {breaker} {pipes} {seed}"
             client = Speaker(stage.client, some_bytes(dice, LIMITS[kind]))

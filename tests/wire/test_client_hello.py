@@ -1,7 +1,5 @@
 """The ClientHello reader and parser, from the bytes of RFC 8446 to the name that a policy judges."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The property that the proxy stands on: OpenSSL, as the server behind, sees the name that we judged."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass

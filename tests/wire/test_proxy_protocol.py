@@ -1,7 +1,5 @@
 """The PROXY protocol reader, its checksum, and the encoder that the demonstration and the tests send with."""
 
-# ruff: noqa: SIM300 - assertions here read "expected == actual"
-
 import re
 
 import pytest
