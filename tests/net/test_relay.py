@@ -429,15 +429,18 @@ class TestEnds:
             assert (Reason.DONE, (0, 0)) == (await stage.ends(), stage.totals())
 
     async def test_an_end_waits_for_the_bytes_before_it(self, watched: Watched) -> None:
-        """The client has ended long since; the origin reads slowly, and then sees the end."""
-        async with relaying(watched, upstream=tcp_pair(TINY)) as stage:
-            sent = 0
-            while sent < 300 * KIB:
-                with contextlib.suppress(BlockingIOError):
-                    sent += stage.client.send(NOISE[sent : 300 * KIB])
-                await turns(1)
-            stage.client.shutdown(socket.SHUT_WR)
+        """The client has ended long since; the origin reads only then, and after the last byte sees the end."""
+        async with relaying(watched, downstream=tcp_pair(MIB), upstream=tcp_pair(TINY)) as stage:
+            client = Speaker(stage.client, NOISE[: 300 * KIB])
+
+            def said() -> bool:
+                client.write(MIB)
+                client.end()
+                return client.has_ended
+
+            await until(said, "the last word")
             await turns(50)
+            assert stage.held > 0
             assert NOISE[: 300 * KIB] == await read_to_end(stage.origin)
 
 
