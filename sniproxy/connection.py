@@ -116,6 +116,8 @@ class Proxy:
             # A fault of ours costs one connection, and not the worker with all the others.
             record.end(Reason.INTERNAL, f"{type(error).__name__}: {error}")
             _log.exception("connection failed", connection=record.number)
+            if not record.opened:
+                await self._refuse(downstream, Reason.INTERNAL)
         finally:
             intake.release()
             self._close(downstream)

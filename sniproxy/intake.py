@@ -189,7 +189,8 @@ class Intake:
             detail = f"{self._source} has limits.undecided_per_source connections that wait to be judged"
             raise ConnectionEndedError(Reason.CONNECTION_LIMIT, detail)
         self._holds_slot = True
-        self._deadline = self._readiness.timers.after(self._seconds)
+        # One deadline for PROXY header and hello together.
+        self._deadline = self._deadline or self._readiness.timers.after(self._seconds)
 
     def take_replay(self) -> bytes:
         """The bytes to replay to the upstream; they are the caller's from here on, and kept no longer."""

@@ -1,14 +1,23 @@
-"""In CI nothing is skipped: a test whose peer is missing there is a test that nobody runs."""
+"""For all tests: in CI nothing is skipped, and what needs an event loop runs under asyncio's own and under uvloop."""
 
+import asyncio
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
+import uvloop
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
+    """The hook of pytest-asyncio for the loops that a test is parametrized by."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With CI=true a skipped test counts as failed."""
+    """With CI=true a skipped test counts as failed: one whose peer is missing is a test that nobody runs."""
     report = yield
     if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
