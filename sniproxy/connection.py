@@ -17,7 +17,7 @@ from sniproxy.config.model import Config
 from sniproxy.intake import Door, Intake, refused_hello
 from sniproxy.ledger import Ledger
 from sniproxy.names import ServerName
-from sniproxy.net.dial import Attempt, dial
+from sniproxy.net.dial import Connected, dial
 from sniproxy.net.dns_cache import Answer, FailureKind
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Peer
@@ -70,7 +70,7 @@ class Proxy:
         snapshot, config = self.snapshot, self.snapshot.config
         record = self.ledger.begin(peer.ip)
         intake = Intake(downstream, peer, self.readiness, self.undecided, config.timeouts.client_hello)
-        upstream: Attempt | None = None
+        upstream: Connected | None = None
         try:
             if not has_room:
                 raise ConnectionEndedError(Reason.CONNECTION_LIMIT, "limits.connections are open")
@@ -145,7 +145,7 @@ class Proxy:
         except ResolutionError as error:
             raise ConnectionEndedError(_DNS_REASONS[error.kind], str(error)) from None
 
-    async def _relay(self, record: Record, downstream: socket.socket, upstream: Attempt, intake: Intake) -> None:
+    async def _relay(self, record: Record, downstream: socket.socket, upstream: Connected, intake: Intake) -> None:
         meter = self.ledger.meter
         idle = self.snapshot.config.timeouts.idle
         relay = Relay(downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent)

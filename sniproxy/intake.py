@@ -77,6 +77,19 @@ class Caller(NamedTuple):
 class Intake:
     """The reading of one connection up to its hello."""
 
+    __slots__ = (
+        "_deadline",
+        "_holds_slot",
+        "_peer",
+        "_readiness",
+        "_seconds",
+        "_sock",
+        "_source",
+        "_undecided",
+        "received",
+        "replay",
+    )
+
     def __init__(
         self,
         sock: socket.socket,

@@ -1,7 +1,7 @@
 """Dialling: the vetted addresses of one name, raced by Happy Eyeballs version 2 (RFC 8305, sections 4 and 5).
 
 Families alternate, IPv6 first; an attempt that fails starts the next at once, one that is slow starts it after the
-Connection Attempt Delay; the first to connect wins and the others are closed. Only these addresses are tried: they
+Connection _Attempt Delay; the first to connect wins and the others are closed. Only these addresses are tried: they
 are the ones that the guard has judged.
 """
 
@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from select import EPOLLERR, EPOLLHUP
+from typing import NamedTuple
 
 from sniproxy.names import ServerName
 from sniproxy.net.guard import Endpoint
@@ -24,8 +25,19 @@ from sniproxy.policy.model import Permit
 ATTEMPT_DELAY = 0.25
 
 
-class Attempt:
-    """One connect(2). The winner's `events` say what its socket has reported so far."""
+class Connected(NamedTuple):
+    """What came of a dial: a socket that is connected, non-blocking and watched.
+
+    `events` is what it has reported so far, to the attempt: the next owner must not wait for it to be said again.
+    """
+
+    socket: socket.socket
+    endpoint: Endpoint
+    events: int
+
+
+class _Attempt:
+    """One connect(2)."""
 
     __slots__ = ("_race", "endpoint", "events", "socket")
 
@@ -49,12 +61,14 @@ class Attempt:
 class _Race:
     """The attempts of one dial, and the timer of the next step."""
 
+    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "slot", "winner")
+
     def __init__(self, name: ServerName, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> None:
-        self.winner: asyncio.Future[Attempt] = readiness.loop.create_future()
+        self.winner: asyncio.Future[_Attempt] = readiness.loop.create_future()
         self.slot = UNARMED
         self._name = name
         self._waiting = list(reversed(endpoints))
-        self._running: list[Attempt] = []
+        self._running: list[_Attempt] = []
         self._failures: list[tuple[Endpoint, int]] = []
         self._readiness = readiness
         self._timeout = timeout
@@ -84,7 +98,7 @@ class _Race:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             error_number = sock.connect_ex((endpoint.host, endpoint.port))
             if error_number in (0, errno.EINPROGRESS):
-                attempt = Attempt(endpoint, sock, self)
+                attempt = _Attempt(endpoint, sock, self)
                 self._readiness.watch(sock.fileno(), attempt)
                 self._running.append(attempt)
                 return 0
@@ -93,7 +107,7 @@ class _Race:
         sock.close()
         return error_number
 
-    def settle(self, attempt: Attempt, error: int) -> None:
+    def settle(self, attempt: _Attempt, error: int) -> None:
         """An attempt has connected or failed. Runs inside a dispatch, so the next one starts after it."""
         if self.winner.done() or attempt not in self._running:
             return
@@ -104,7 +118,7 @@ class _Race:
         self._failures.append((attempt.endpoint, error))
         self._readiness.loop.call_soon(self._replace, attempt)
 
-    def _replace(self, failed: Attempt) -> None:
+    def _replace(self, failed: _Attempt) -> None:
         self._close(failed)
         if not self.winner.done():
             self.start_next()
@@ -121,7 +135,7 @@ class _Race:
     def _lose(self) -> None:
         self.winner.set_exception(_failure(self._name, self._failures, self._timeout))
 
-    def close(self, winner: Attempt | None) -> None:
+    def close(self, winner: _Attempt | None) -> None:
         """Forget the timer and every attempt but the winner."""
         self._readiness.timers.disarm(self)
         for attempt in self._running:
@@ -129,25 +143,24 @@ class _Race:
                 self._close(attempt)
         self._running.clear()
 
-    def _close(self, attempt: Attempt) -> None:
+    def _close(self, attempt: _Attempt) -> None:
         self._readiness.forget(attempt.socket.fileno())
         attempt.socket.close()
 
 
-async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> Attempt:
+async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> Connected:
     """Connect to the first of `endpoints` that answers, within `timeout` seconds in all.
 
-    The permit says that a rule allowed this. Returns the attempt that won: its socket is connected, non-blocking
-    and watched. Raises ConnectionEndedError with what became of each address.
+    The permit says that a rule allowed this. Raises ConnectionEndedError with what became of each address.
     """
     race = _Race(permit.server_name, interleave(endpoints), timeout, readiness)
-    winner: Attempt | None = None
+    winner: _Attempt | None = None
     try:
         race.start_next()
         winner = await race.winner
     finally:
         race.close(winner)
-    return winner
+    return Connected(winner.socket, winner.endpoint, winner.events)
 
 
 def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

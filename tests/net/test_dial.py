@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniproxy.names import ServerName
-from sniproxy.net.dial import ATTEMPT_DELAY, Attempt, dial, interleave
+from sniproxy.net.dial import ATTEMPT_DELAY, Connected, dial, interleave
 from sniproxy.net.guard import Endpoint
 from sniproxy.net.readiness import READABLE, Readiness
 from sniproxy.net.timers import TICK, TimerWheel
@@ -65,22 +65,22 @@ async def readiness(watched: tuple[Readiness, HandClock]) -> Readiness:
     return watched[0]
 
 
-async def failure(dialling: "asyncio.Task[Attempt]") -> tuple[Reason, str]:
+async def failure(dialling: "asyncio.Task[Connected]") -> tuple[Reason, str]:
     with pytest.raises(ConnectionEndedError) as caught:
         await result_of(dialling)
     return caught.value.reason, caught.value.detail
 
 
-def dialling(readiness: Readiness, *endpoints: Endpoint, timeout: float = 5.0) -> "asyncio.Task[Attempt]":
+def dialling(readiness: Readiness, *endpoints: Endpoint, timeout: float = 5.0) -> "asyncio.Task[Connected]":
     return asyncio.create_task(dial(PERMIT, endpoints, timeout, readiness))
 
 
-def hang_up(readiness: Readiness, attempt: Attempt) -> None:
+def hang_up(readiness: Readiness, attempt: Connected) -> None:
     readiness.forget(attempt.socket.fileno())
     attempt.socket.close()
 
 
-async def winner_of(readiness: Readiness, dialled: "asyncio.Task[Attempt]") -> Endpoint:
+async def winner_of(readiness: Readiness, dialled: "asyncio.Task[Connected]") -> Endpoint:
     """Where a dial ended up. Its socket is closed."""
     attempt = await result_of(dialled)
     hang_up(readiness, attempt)
@@ -312,7 +312,7 @@ class TestNothingIsLeft:
                     await asyncio.sleep(0)
                 dialled.cancel()
                 (outcome,) = await asyncio.gather(dialled, return_exceptions=True)
-                if isinstance(outcome, Attempt):
+                if isinstance(outcome, Connected):
                     hang_up(readiness, outcome)
                 await turns()
                 assert before == open_descriptors()
