@@ -25,7 +25,7 @@ from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.resolver import Family, Resolver, ResolverSettings
-from sniproxy.net.strand import Strand
+from sniproxy.net.strand import Strand, Turns
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog, LineFormat, LogIdentity, Sink
 from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
@@ -33,8 +33,8 @@ from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 
 _log = structlog.get_logger()
 
-# pipe-user-pages-soft gives an unprivileged user 64 pipes of 1 MiB: share them, and leave some over.
-_PIPES = 56
+# For all workers together: well within what pipe-user-pages-soft gives an unprivileged user, and two descriptors each.
+_PIPES = 96
 
 _HEARTBEAT_SECONDS = 1.0
 
@@ -96,7 +96,8 @@ class _Worker:
         undecided = UndecidedCounts(task.board.workers, self._row, config.limits.undecided_per_source)
         proxy = Proxy(task.snapshot, resolver, readiness, pipes, ledger, undecided)
 
-        acceptors = [self._acceptor(listener, sock, proxy, loop) for listener, sock in task.listening]
+        turns = Turns(loop)
+        acceptors = [self._acceptor(listener, sock, proxy, turns, loop) for listener, sock in task.listening]
         for acceptor in acceptors:
             acceptor.start()
         self._meter.serving(yes=True)
@@ -116,12 +117,12 @@ class _Worker:
             readiness.close()
 
     def _acceptor(
-        self, listener: Listener, sock: socket.socket, proxy: Proxy, loop: asyncio.AbstractEventLoop
+        self, listener: Listener, sock: socket.socket, proxy: Proxy, turns: Turns, loop: asyncio.AbstractEventLoop
     ) -> Acceptor:
         door = _door(listener)
 
         def serve(downstream: socket.socket, peer: Peer) -> None:
-            connection = Strand(proxy.serve(downstream, peer, door, has_room=self._has_room()), self._ended)
+            connection = Strand(proxy.serve(downstream, peer, door, has_room=self._has_room()), turns, self._ended)
             self._connections.add(connection)
             connection.run()
 

@@ -26,6 +26,7 @@ from sniproxy.net.readiness import Readiness
 from sniproxy.net.relay import Relay
 from sniproxy.net.resolver import ResolutionError, Resolver
 from sniproxy.net.sockets import cut_off, hang_up, reset
+from sniproxy.net.strand import turn
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
 from sniproxy.policy.engine import EchPolicy, Engine
@@ -98,6 +99,7 @@ class Proxy:
 
             # Where is it?
             endpoints = await self._destinations(decision.permit, snapshot)
+            await turn()
             connecting = time.monotonic()
             upstream = await dial(decision.permit, endpoints, config.upstream.connect_timeout, self.readiness)
             record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port

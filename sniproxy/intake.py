@@ -15,6 +15,7 @@ from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
 from sniproxy.net.listener import Peer, Trust
 from sniproxy.net.readiness import Readiness
+from sniproxy.net.strand import turn
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.wire.client_hello import ClientHello, ClientHelloReader, HelloError, HelloFault
@@ -136,6 +137,7 @@ class Intake:
             if not chunk:
                 raise ConnectionEndedError(Reason.CLIENT_CLOSED, _closed_early(data, "PROXY header"))
             data += chunk
+            await turn()
             try:
                 header = read_proxy_header(data)
             except ProxyHeaderError as error:
@@ -167,6 +169,7 @@ class Intake:
                 reader.close()
             self.received += len(chunk)
             read += chunk
+            await turn()
             hello = reader.feed(chunk)
             if hello is not NEED_MORE:
                 self.replay = bytes(read)

@@ -55,7 +55,7 @@ _GRACE_SECONDS = 5.0
 
 # A connection is two sockets. Beside them a worker has its listeners, its logs, DNS, and the pipes.
 _DESCRIPTORS_PER_CONNECTION = 2
-_SPARE_DESCRIPTORS = 256
+_SPARE_DESCRIPTORS = 320
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: somebody asked for it

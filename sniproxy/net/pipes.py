@@ -1,7 +1,7 @@
 """Pipes for splice, leased by a direction only while bytes are in them.
 
-A pipe is two descriptors and up to a megabyte of kernel memory, so there are few of them and an idle connection
-has none. `pipe-user-pages-soft` (pipe(7)) gives an unprivileged user 64 pipes of 1 MiB in all; past that limit
+A pipe is two descriptors and a quarter of a megabyte of kernel memory, so there are few of them and an idle connection
+has none. `pipe-user-pages-soft` (pipe(7)) gives an unprivileged user 256 pipes of this size in all; past that limit
 the kernel refuses to enlarge a pipe, and then it serves at the size that it has.
 """
 
@@ -10,8 +10,9 @@ import fcntl
 import os
 from typing import NamedTuple
 
-# splice through 64 KiB, 256 KiB and 1 MiB costs 350, 269 and 231 ms of CPU a gigabyte.
-_WANTED_SIZE = 1 << 20
+# Through 64 KiB, 256 KiB and 1 MiB splice costs about 500, 360 and 430 ms of CPU a gigabyte, with what the kernel does
+# in ksoftirqd on its behalf: too small a pipe asks for more system calls, too large a one outruns the caches.
+PIPE_SIZE = 1 << 18
 
 
 class Pipe(NamedTuple):
@@ -40,7 +41,7 @@ class PipePool:
         self._made += 1
         # Over the user's soft limit this is refused, and the pipe works at its own size.
         with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe.writer, fcntl.F_SETPIPE_SZ, _WANTED_SIZE)
+            fcntl.fcntl(pipe.writer, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:

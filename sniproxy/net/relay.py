@@ -21,7 +21,7 @@ import socket
 from collections.abc import Callable
 from select import EPOLLERR
 
-from sniproxy.net.pipes import Pipe, PipePool
+from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.timers import TICK, UNARMED
 from sniproxy.outcome import Reason
@@ -31,7 +31,6 @@ _BUFFER = bytearray(64 * 1024)
 _VIEW = memoryview(_BUFFER)
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_SPLICE_SIZE = 1 << 20
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
 _FLOWING = 16 * 1024
 # Moves in one turn, before the other connections get theirs.
@@ -219,7 +218,7 @@ class Relay:
         source, before = flow.source.fileno(), flow.moved
         for _ in range(_BUDGET):
             try:
-                flow.piped = os.splice(source, pipe.writer, _SPLICE_SIZE, flags=_SPLICE)
+                flow.piped = os.splice(source, pipe.writer, PIPE_SIZE, flags=_SPLICE)
             except BlockingIOError:
                 flow.flowing = flow.moved - before >= _FLOWING
                 self._drop_pipe(flow)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sniproxy.net.pipes import Pipe, PipePool
+from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from tests.net.loopback import no_descriptor_left, open_descriptors
 
 
@@ -110,7 +110,7 @@ def test_a_pipe_is_as_large_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> Non
     os.write(small.writer, b"x")
     assert os.read(small.reader, 10) == b"x"
     sizes = [fcntl.fcntl(pipe.writer, fcntl.F_GETPIPE_SZ) for pipe in (large, small)]
-    assert sizes[0] in (1 << 20, 64 * 1024)
+    assert sizes[0] in (PIPE_SIZE, 64 * 1024)
     assert sizes[1] <= 64 * 1024
     pool.give_back(large)
     pool.give_back(small)

@@ -1,8 +1,15 @@
 """A strand runs a coroutine as a task would, but at once and without the event loop's queue at its ends."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from sniproxy.net.strand import Strand
+from sniproxy.net.strand import Strand, Turns, turn
+
+
+def strand_of(coroutine: Coroutine[Any, None, None], on_end: Callable[[Strand], None]) -> Strand:
+    """A strand with turns of its own."""
+    return Strand(coroutine, Turns(asyncio.get_running_loop()), on_end)
 
 
 async def ended(strands: list[Strand], count: int = 1) -> None:
@@ -19,7 +26,7 @@ async def test_it_begins_at_once_and_ends_in_a_call() -> None:
     async def story() -> None:
         steps.append("told")
 
-    Strand(story(), lambda _: steps.append("ended")).run()
+    strand_of(story(), lambda _: steps.append("ended")).run()
     assert steps == ["told", "ended"]
 
 
@@ -32,7 +39,7 @@ async def test_it_goes_on_when_what_it_awaits_is_done() -> None:
     async def story() -> None:
         heard.append(await future)
 
-    strand = Strand(story(), over.append)
+    strand = strand_of(story(), over.append)
     strand.run()
     assert (heard, over) == ([], [])
     future.set_result("news")
@@ -52,7 +59,7 @@ async def test_an_error_of_the_future_is_raised_where_it_is_awaited() -> None:
         except TimeoutError as error:
             caught.append(str(error))
 
-    Strand(story(), over.append).run()
+    strand_of(story(), over.append).run()
     future.set_exception(TimeoutError("too late"))
     await ended(over)
     assert caught == ["too late"]
@@ -72,7 +79,7 @@ async def test_cancelling_raises_at_the_await_and_lets_the_story_finish() -> Non
             await asyncio.sleep(0)
             told.append("finished")
 
-    strand = Strand(story(), over.append)
+    strand = strand_of(story(), over.append)
     strand.run()
     strand.cancel()
     await ended(over)
@@ -97,7 +104,7 @@ async def test_a_shared_task_survives_the_cancellation_of_one_who_waits_for_it()
         except asyncio.CancelledError:
             heard.append("cancelled")
 
-    first, second = Strand(story(), over.append), Strand(story(), over.append)
+    first, second = strand_of(story(), over.append), strand_of(story(), over.append)
     first.run()
     second.run()
     first.cancel()
@@ -115,7 +122,54 @@ async def test_cancelling_what_is_over_changes_nothing() -> None:
     async def story() -> None:
         return
 
-    strand = Strand(story(), over.append)
+    strand = strand_of(story(), over.append)
     strand.run()
     strand.cancel()
     assert over == [strand]
+
+
+async def test_those_who_wait_for_a_turn_go_on_together() -> None:
+    """A phase is gone through by all that have come to it before the first begins the next one."""
+    turns = Turns(asyncio.get_running_loop())
+    told: list[str] = []
+    over: list[Strand] = []
+
+    async def story(name: str) -> None:
+        for phase in ("hello", "dial"):
+            told.append(f"{phase} of {name}")
+            await turn()
+
+    for name in ("a", "b", "c"):
+        Strand(story(name), turns, over.append).run()
+    await ended(over, 3)
+    assert told == ["hello of a", "hello of b", "hello of c", "dial of a", "dial of b", "dial of c"]
+
+
+async def test_who_is_cancelled_while_waiting_for_a_turn_hears_of_it_at_the_next_await() -> None:
+    """And of that once: what it awaits while it ends is left alone."""
+    told: list[str] = []
+    over: list[Strand] = []
+
+    async def story() -> None:
+        await turn()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.001)
+            told.append("cancelled once")
+
+    strand = strand_of(story(), over.append)
+    strand.run()
+    strand.cancel()
+    await ended(over)
+    assert told == ["cancelled once"]
+
+
+async def test_a_turn_is_a_turn_in_a_task_as_well() -> None:
+    """What strands await, tasks may."""
+
+    async def story() -> str:
+        await turn()
+        return "told"
+
+    assert await asyncio.create_task(story()) == "told"
