@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## seed 1's story on this machine, offline
+demo: $(STAMP) ## who may reach which Wikipedia, played on this machine with no network
 	$(BIN)/sniproxy demo
 
 run: $(STAMP) ## start the proxy with config/sniproxy.yaml

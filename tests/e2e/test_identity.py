@@ -47,7 +47,7 @@ def served_or_refused(address: tuple[str, int] | str, authority: Authority, name
     return "served"
 
 
-def test_seed_1s_table(tmp_path: Path, wikipedias: dict[str, Any], authority: Authority) -> None:
+def test_two_workloads_and_four_wikipedias(tmp_path: Path, wikipedias: dict[str, Any], authority: Authority) -> None:
     """sleep-us reaches en and es only, sleep-canada en and fr only; the log names caller, namespace and rule."""
     config = {"listeners": [TRUSTED], "upstream": {"hosts": wikipedias}}
     with running_proxy(tmp_path, config, BY_CALLER) as proxy:

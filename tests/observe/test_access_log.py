@@ -149,8 +149,8 @@ SEED_GREPS = {
     "seed 4, event": ('"connectionEvent":"open"', Event.OPEN),
     "seed 4, pod": ('"sourceName":"istio-egressgateway', Event.OPEN),
     "seed 4, host": ("wikipedia.org", Event.OPEN),
-    "seed 1, instance": ("egress-access.logentry.istio-system", Event.OPEN),
-    "seed 1, principal": ('"sourcePrincipal":"cluster.local/ns/default/sa/sleep-us"', Event.OPEN),
+    "the log entry by its instance": ("egress-access.logentry.istio-system", Event.OPEN),
+    "the caller by its principal": ('"sourcePrincipal":"cluster.local/ns/default/sa/sleep-us"', Event.OPEN),
     "seed 3, errors": ('"level":"error"', Event.DENY),
 }
 

@@ -180,7 +180,7 @@ sni: [en.wikipedia.org, fr.wikipedia.org]}
 
 @pytest.mark.parametrize(("who", "reaches"), [(US, {"en", "es"}), (CANADA, {"en", "fr"}), (OTHER, set()), ("", set())])
 def test_who_may_reach_which_wikipedia(who: str, reaches: set[str], tmp_path: Path) -> None:
-    """The story of seed 1: sleep-us reads English and Spanish, sleep-canada English and French."""
+    """Two workloads: sleep-us reads English and Spanish, sleep-canada English and French."""
     judge = Engine(book(SEED_1, tmp_path))
     languages = ("en", "de", "es", "fr")
     allowed = {it for it in languages if isinstance(judge.decide(ask(f"{it}.wikipedia.org", who)), Allowed)}
