@@ -90,7 +90,7 @@ class _Worker:
         pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
         sink = Sink(config.access_log.path, self._meter.log_dropped)
         form = LineFormat(LogIdentity.of(config.policy.gateway, os.environ), f"{os.getpid():x}-{os.urandom(3).hex()}")
-        log = AccessLog(form, sink, frozenset(config.access_log.events), loop)
+        log = AccessLog(form, sink, config.access_log.events, loop)
         resolver = Resolver(_resolver_settings(config), _DnsObserver(self._meter))
         ledger = Ledger(log, self._meter)
         undecided = UndecidedCounts(task.board.workers, self._row, config.limits.undecided_per_source)

@@ -24,7 +24,7 @@ from sniproxy.config.model import Config
 from sniproxy.config.units import UnixAddress
 from sniproxy.connection import Snapshot
 from sniproxy.net.guard import Endpoint, Guard
-from sniproxy.net.listener import CannotOpenError, listener_port, open_listener
+from sniproxy.net.listener import CannotOpenError, address_of, open_listener
 from sniproxy.observe.access_log import LineFormat, LogIdentity, Sink
 from sniproxy.observe.metrics import (
     ACTIVE,
@@ -152,8 +152,8 @@ class Supervisor:
         gc.freeze()
         _log.info(
             "listening",
-            addresses=[listener_port(sockets[0]) for sockets in self._listeners.proxies],
-            admin=[listener_port(sock) for sock in self._listeners.admins],
+            addresses=[str(address_of(sockets[0])) for sockets in self._listeners.proxies],
+            admin=[str(address_of(sock)) for sock in self._listeners.admins],
             workers=self._workers,
             rules=len(self._rulebook.rules),
         )

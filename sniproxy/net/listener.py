@@ -13,7 +13,7 @@ import stat
 import struct
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from sniproxy.config.model import Listener
@@ -267,9 +267,9 @@ def _spare_descriptor() -> int | None:
         return None
 
 
-def listener_port(sock: socket.socket) -> str:
-    """How a person names a bound socket; an IPv6 zone has no place in it."""
+def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:
+    """Where a listening socket is bound."""
     if sock.family == socket.AF_UNIX:
-        return f"unix:{sock.getsockname()}"
+        return UnixAddress(sock.getsockname())
     host, port = sock.getsockname()[:2]
-    return str(TcpAddress(str(IPv6Address(host)) if ":" in host else host, port))
+    return TcpAddress(host, port)

@@ -15,7 +15,7 @@ import pytest
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
-from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, listener_port, open_listener
+from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
 from tests.net.clock import HandClock
 from tests.net.loopback import PATIENCE, no_descriptor_left, open_descriptors, turns, until
 
@@ -181,7 +181,7 @@ def test_how_a_person_names_a_listener(tmp_path: Path) -> None:
     for address in (ANY_PORT, TcpAddress("::1", 0), UnixAddress(f"{tmp_path}/sock")):
         with listening(address) as (sock,):
             chosen = TcpAddress(address.host, port_of(sock)) if isinstance(address, TcpAddress) else address
-            assert str(chosen) == listener_port(sock)
+            assert str(chosen) == str(address_of(sock))
 
 
 def trust(*peers: str) -> Trust:

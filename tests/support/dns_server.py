@@ -6,7 +6,6 @@ Both listen on a loopback port of their own, UDP and TCP.
 import asyncio
 import os
 import select
-import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,13 +20,15 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from tests.support.peers import find_program
+
 START_TIMEOUT = 10.0
 
 
 @contextmanager
 def dnsmasq(*records: str) -> Iterator[str]:
     """A dnsmasq that knows `records` (its options) and nothing else. Yields its "127.0.0.1:port"."""
-    program = _installed()
+    program = find_program("dnsmasq")
     port = unused_port()
     server = subprocess.Popen(
         [
@@ -51,16 +52,6 @@ def dnsmasq(*records: str) -> Iterator[str]:
     finally:
         server.kill()
         server.communicate()
-
-
-def _installed() -> str:
-    program = shutil.which("dnsmasq", path=f"{os.environ['PATH']}:/usr/sbin")
-    if program is not None:
-        return program
-    message = "dnsmasq is not installed (Debian package dnsmasq-base)"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 def _wait_for_start(server: "subprocess.Popen[bytes]") -> None:
