@@ -119,7 +119,7 @@ REFUSED = {
 def test_what_cannot_be_used_is_refused_with_an_alert_and_its_reason(proxy: ProxyProcess, what: str) -> None:
     """The alert tells the client, the reason tells the log, and nothing else is sent."""
     data, alert, reason = REFUSED[what]
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     assert ask(proxy.address, data) == alert
     line = proxy.wait_for_finals(before + 1)[-1]
     assert (line["connectionEvent"], line["reason"], line["level"]) == ("deny", reason, "error")
@@ -127,7 +127,7 @@ def test_what_cannot_be_used_is_refused_with_an_alert_and_its_reason(proxy: Prox
 
 def test_a_name_with_underscores_is_a_name(proxy: ProxyProcess) -> None:
     """Names with _ are real; this one only has no address."""
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     with connected(proxy.address) as sock:
         sock.sendall(hello_for("my_service.wikipedia.org"))
         sock.recv(4096)
@@ -137,7 +137,7 @@ def test_a_name_with_underscores_is_a_name(proxy: ProxyProcess) -> None:
 
 def test_a_hello_that_offers_ech_is_noted(proxy: ProxyProcess) -> None:
     """policy.ech: log, the default: served, with a word in the log."""
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     with connected(proxy.address) as sock:
         sock.sendall(build_client_hello(NAME, extra=[(ENCRYPTED_CLIENT_HELLO, bytes(32))]))
     line = proxy.wait_for_finals(before + 1)[-1]
@@ -149,7 +149,7 @@ def test_a_hello_that_offers_ech_is_noted(proxy: ProxyProcess) -> None:
 
 def test_a_hello_that_never_ends_is_cut_off_at_its_limit(proxy: ProxyProcess) -> None:
     """limits.client_hello_bytes bounds what a client can make us keep."""
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     endless = (
         b"\x16\x03\x01\x40\x00" + b"\x01\x00\xff\xff" + bytes(16380) + (b"\x16\x03\x01\x40\x00" + bytes(16384)) * 4
     )
@@ -159,7 +159,7 @@ def test_a_hello_that_never_ends_is_cut_off_at_its_limit(proxy: ProxyProcess) ->
 
 def test_a_slow_hello_runs_out_of_time(proxy: ProxyProcess) -> None:
     """timeouts.client_hello counts for the whole hello, whatever drips in meanwhile."""
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     with connected(proxy.address) as sock:
         sock.sendall(hello_for(NAME)[:100])
         sock.settimeout(TIMEOUT)
@@ -170,7 +170,7 @@ def test_a_slow_hello_runs_out_of_time(proxy: ProxyProcess) -> None:
 
 def test_a_client_that_leaves_before_its_hello_is_whole(proxy: ProxyProcess) -> None:
     """A truncated hello is the client's own end, and no refusal."""
-    before = len(proxy.finals)
+    before = proxy.wait_until_told()
     with connected(proxy.address) as sock:
         sock.sendall(hello_for(NAME)[:100])
         sock.shutdown(socket.SHUT_WR)

@@ -56,6 +56,14 @@ class ProxyProcess:
         wait_until(lambda: len(self.finals) >= count, f"{count} final lines")
         return self.finals
 
+    def wait_until_told(self) -> int:
+        """How many final lines there are, once every connection so far has its own."""
+        wait_until(
+            lambda: len(self.finals) == self.metrics()["sniproxy_connections_accepted_total"],
+            "a line of each connection",
+        )
+        return len(self.finals)
+
     def wait_until_said(self, event: str) -> Line:
         wait_until(lambda: any(line["event"] == event for line in self.said), f"the event {event!r}")
         return next(line for line in self.said if line["event"] == event)
