@@ -116,13 +116,13 @@ def _path_in(node: Node, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 def _sentence(detail: ErrorDetails, path: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    where = _dotted(path)
+    where = dotted(path)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if value is None and kind not in ("missing", "extra_forbidden"):
         return f"{where} has no value; give it one, or drop it"
     match kind:
         case "extra_forbidden":
-            return _unknown_key(path, _keys_at(model, path[:-1]))
+            return unknown_key(path, _keys_at(model, path[:-1]))
         case "missing":
             sentence = f"lacks the key '{detail['loc'][-1]}'; add it"
         case "value_error":
@@ -162,11 +162,12 @@ _EXPECTED = {
 }
 
 
-def _unknown_key(path: tuple[int | str, ...], known: list[str]) -> str:
+def unknown_key(path: tuple[int | str, ...], known: list[str]) -> str:
+    """What is said of a key that is none of the `known` ones."""
     key = str(path[-1])
     close = difflib.get_close_matches(key[:100], known, n=1)
     mend = f"did you mean '{close[0]}'?" if close else f"the keys here are {', '.join(known)}"
-    where = f" in {_dotted(path[:-1])}" if path[:-1] else ""
+    where = f" in {dotted(path[:-1])}" if path[:-1] else ""
     return f"unknown key {show(key)}{where}; {mend}"
 
 
@@ -194,7 +195,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _dotted(path: tuple[int | str, ...]) -> str:
+def dotted(path: tuple[int | str, ...]) -> str:
+    """A path as problems write it: rules[0].sni."""
     text = ""
     for step in path:
         if isinstance(step, int) or not re.fullmatch(r"[\w-]{1,100}", step):

@@ -10,14 +10,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
     Strict,
+    Tag,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from sniproxy.config.log_template import DEFAULT_TEMPLATE, check_template
 from sniproxy.config.units import (
     Address,
     AdminAddress,
@@ -34,10 +37,12 @@ from sniproxy.config.units import (
     TrustedPeer,
     Uid,
     UnixAddress,
+    parse_address,
     parse_label,
+    parse_name_pattern,
     show,
 )
-from sniproxy.identity.spiffe import InvalidSpiffeIdError, Principal, parse_principal
+from sniproxy.identity.spiffe import SCHEME, InvalidSpiffeIdError, Principal, parse_principal
 
 
 def _off(value: object) -> object:
@@ -181,14 +186,27 @@ class PolicyFile(Section):
     namespace: Namespace | None = None
 
 
+def _trust_domain(value: object) -> str:
+    try:
+        if isinstance(value, str) and not parse_principal(value).path and not value.startswith(SCHEME):
+            return value
+    except InvalidSpiffeIdError:
+        pass
+    mend = "write lower-case letters, digits, '.', '-' and '_': cluster.local"
+    raise ValueError(f"{show(value)} is no trust domain; {mend}")
+
+
+TrustDomain = Annotated[str, PlainValidator(_trust_domain)]
+
+
 class Gateway(Section):
     """The workload that this proxy is part of: what Istio's selectors and the log's `source` fields name."""
 
     namespace: Namespace = "istio-system"
     root_namespace: Namespace = "istio-system"
     labels: dict[str, Annotated[str, AfterValidator(parse_label)]] = {}
-    trust_domain: str = "cluster.local"
-    trust_domain_aliases: tuple[str, ...] = ()
+    trust_domain: TrustDomain = "cluster.local"
+    trust_domain_aliases: tuple[TrustDomain, ...] = ()
 
 
 def _policy_file(value: object) -> object:
@@ -197,14 +215,36 @@ def _policy_file(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _name_pattern(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{show(value)} is not text; put it in quotes")
+    return parse_name_pattern(value)
+
+
+class RequireMatch(Section):
+    """The names that the tunnel's SNI may be."""
+
+    require_match: Annotated[tuple[Annotated[str, PlainValidator(_name_pattern)], ...], Field(min_length=1)]
+
+
+def _outer_sni(value: object) -> object:
+    if isinstance(value, dict | RequireMatch) or value in ("ignore", "require_equal"):
+        return value
+    raise ValueError(f"{show(value)} is no check; write ignore, require_equal or {{require_match: ['*.example.org']}}")
+
+
 class Policy(Section):
     files: tuple[Annotated[PolicyFile, BeforeValidator(_policy_file)], ...] = ()
-    mode: Literal["enforce"] = "enforce"
+    mode: Literal["enforce", "monitor"] = "enforce"
     rejudge: bool = True
     require_identity: bool = False
-    outer_sni: Literal["ignore"] = "ignore"
+    outer_sni: Annotated[
+        Annotated[Literal["ignore", "require_equal"], Tag("word")] | Annotated[RequireMatch, Tag("patterns")],
+        Discriminator(lambda value: "word" if isinstance(value, str) else "patterns"),
+        BeforeValidator(_outer_sni),
+    ] = "ignore"
     ech: Literal["allow", "log", "deny"] = "log"
-    registry: Annotated[Literal["off"], Off] = "off"
+    registry: Annotated[Literal["off", "only"], Off] = "off"
     gateway: Gateway = Gateway()
 
 
@@ -220,20 +260,79 @@ class Limits(Section):
     client_hello_bytes: Annotated[Size, Field(ge=512, le=1 << 20)] = 64 * 1024
 
 
-def _absolute(path: str) -> str:
+SYSLOG = "syslog:"
+
+
+def _log_path(path: str) -> str:
+    if path.startswith(SYSLOG):
+        try:
+            parse_address(f"unix:{path.removeprefix(SYSLOG)}")
+        except ValueError:
+            mend = "write the absolute path of a socket, of 107 bytes at most: syslog:/dev/log"
+            raise ValueError(f"{show(path)} names no syslog; {mend}") from None
+        return path
     if not path.startswith("/"):
         raise ValueError(f"{path!r} depends on where the proxy is started; write it from the root: /var/log/{path}")
     return path
 
 
+def _share(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    raise ValueError(f"{show(value)} is no share; write a number from 0 to 1: 0.1 logs every tenth")
+
+
+Share = Annotated[float, PlainValidator(_share)]
+
+
+class Sample(Section):
+    """The share of the lines that an access log keeps of what went well. What did not is always kept."""
+
+    open: Share = 1.0
+    close: Share = 1.0
+
+
+LogEvent = Literal["open", "close", "deny", "fail"]
+_EVENTS: frozenset[LogEvent] = frozenset(("open", "close", "deny", "fail"))
+
+
 class AccessLog(Section):
-    path: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] = "/dev/stdout"
-    format: Literal["json"] = "json"
-    events: frozenset[Literal["open", "close", "deny", "fail"]] = frozenset(("open", "close", "deny", "fail"))
+    """One place where connections are told: a file, a descriptor that was inherited, or a syslog."""
+
+    path: Annotated[str, Field(min_length=1), AfterValidator(_log_path)] = "/dev/stdout"
+    format: Literal["json", "nginx", "envoy"] = "json"
+    template: Annotated[str, AfterValidator(check_template)] = DEFAULT_TEMPLATE
+    events: frozenset[LogEvent] = _EVENTS
+    sample: Sample = Sample()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_line_a_connection(cls, value: object) -> object:
+        """nginx and Envoy tell a connection once, at its end, and so do their formats, if nothing else is asked for."""
+        if isinstance(value, dict) and value.get("format") in ("nginx", "envoy") and "events" not in value:
+            return {**value, "events": sorted(_EVENTS - {"open"})}
+        return value
+
+    @model_validator(mode="after")
+    def _template_is_used(self) -> Self:
+        if "template" in self.model_fields_set and self.format != "nginx":
+            raise _wrong_at(("template",), f"format {self.format} has none; write format: nginx, or drop the template")
+        return self
+
+
+def _access_logs(value: object) -> object:
+    """A list of them, or one by itself."""
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict | AccessLog):
+        return (value,)
+    raise ValueError(f"{show(value)} is no access log; write {{path: /var/log/access.log}}, or a list of such")
 
 
 class Admin(Section):
-    address: AdminAddress | None = TcpAddress("127.0.0.1", 9402)
+    """Where to look: `address` for people on this machine, `metrics_address` for scrapers and probes from elsewhere."""
+
+    address: ListenAddress | None = TcpAddress("127.0.0.1", 9402)
     metrics_address: AdminAddress | None = None
 
 
@@ -251,9 +350,32 @@ class Config(Section):
     policy: Policy = Policy()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
-    access_log: AccessLog = AccessLog()
+    access_log: Annotated[tuple[AccessLog, ...], Field(min_length=1), BeforeValidator(_access_logs)] = (AccessLog(),)
     admin: Admin = Admin()
     workers: Annotated[int | Literal["auto"], PlainValidator(_workers)] = "auto"
+
+    @model_validator(mode="after")
+    def _outer_sni_can_arrive(self) -> Self:
+        """The SNI of the tunnel comes in a TLV, and so nothing can come to a listener without a PROXY header."""
+        if self.policy.outer_sni != "ignore":
+            for number, listener in enumerate(self.listeners):
+                if listener.proxy_protocol == "off":
+                    where = f"listeners[{number}] has no PROXY header to carry the outer SNI"
+                    raise _wrong_at(
+                        ("policy", "outer_sni"), f"{where}; set proxy_protocol: required there, or outer_sni: ignore"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _logs_differ(self) -> Self:
+        """A place is opened once, and has one format."""
+        seen: dict[str, int] = {}
+        for number, log in enumerate(self.access_log):
+            if log.path in seen:
+                message = f"{log.path} is access_log[{seen[log.path]}].path too; give each its own"
+                raise _wrong_at(("access_log", number, "path"), message)
+            seen[log.path] = number
+        return self
 
     @model_validator(mode="after")
     def _addresses_differ(self) -> Self:

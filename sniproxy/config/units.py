@@ -92,6 +92,29 @@ def parse_name(value: object) -> ServerName:
         raise ValueError(f"{show(value)} {error.fault.value}; write it as en.wikipedia.org") from None
 
 
+def parse_name_pattern(text: str) -> str:
+    """An exact server name, `*.suffix` (every name under it, at any depth, and not itself), or `*`."""
+    if text == "*":
+        return text
+    exact = text.removeprefix("*.")
+    if "*" in exact:
+        mend = "a star stands alone, or first with a dot behind it: *.wikipedia.org"
+        raise ValueError(f"{show(text)} is no pattern; {mend}")
+    try:
+        name = parse_server_name(exact.encode("utf-8", "replace"))
+    except InvalidNameError as error:
+        raise ValueError(f"{show(text)} {error.fault.value}; {_mend_of_name_pattern(exact)}") from None
+    return name if exact == text else f"*.{name}"
+
+
+def _mend_of_name_pattern(exact: str) -> str:
+    if not exact.isascii():
+        return "write a name outside ASCII in its xn-- form"
+    if ":" in exact or "/" in exact:
+        return "write the name alone, without a scheme, a port or a path: en.wikipedia.org"
+    return "write en.wikipedia.org, *.wikipedia.org or *"
+
+
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
     """Where to listen or to connect: an IP address in its canonical spelling, and a port."""

@@ -10,7 +10,7 @@ Knows nothing of what the files mean.
 
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -54,7 +54,7 @@ class BadInputError(Exception):
 
 @dataclass(slots=True)
 class Node:
-    """A value and where it stands. `keys` has the line of each key of a mapping.
+    """A value and where it stands: its own line, and that of the key that it belongs to, if it does.
 
     `size` and `height` count the values in it, all of them and the deepest of them, with aliases written out.
     """
@@ -63,7 +63,7 @@ class Node:
     line: int
     size: int = 1
     height: int = 1
-    keys: dict[str, int] = field(default_factory=dict)
+    key_line: int = 0
 
     def plain(self) -> Plain:
         """The bare value, as json.loads would give it."""
@@ -80,7 +80,7 @@ class Node:
             child = node.child(step)
             if child is None:
                 break
-            line = node.keys[step] if isinstance(step, str) else child.line
+            line = child.key_line if isinstance(step, str) else child.line
             node = child
         return line
 
@@ -95,6 +95,14 @@ class Node:
 
 def read_documents(path: Path) -> list[Node]:
     """The documents of one YAML file. Raises BadInputError, with the line."""
+    return list(each_document(path))
+
+
+def each_document(path: Path) -> Iterator[Node]:
+    """The documents of one YAML file, each as it is read: a file has many, and few are needed at once.
+
+    Raises BadInputError, with the line, where the file turns out to be bad.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
@@ -103,13 +111,17 @@ def read_documents(path: Path) -> list[Node]:
         raise BadInputError([Problem(str(path), 1, f"cannot be read: {cause}")]) from None
     if len(text) > MAX_BYTES:
         raise BadInputError([Problem(str(path), 1, f"is larger than {MAX_BYTES >> 20} MiB; split it")])
-    return parse_documents(text, str(path))
+    yield from _documents(text, str(path))
 
 
 def parse_documents(text: bytes, file: str) -> list[Node]:
     """The documents in `text`; `file` is what problems call it. Raises BadInputError."""
+    return list(_documents(text, file))
+
+
+def _documents(text: bytes, file: str) -> Iterator[Node]:
     try:
-        return list(_Builder(file, yaml.parse(text.decode(), Loader=_LOADER)).documents())
+        yield from _Builder(file, yaml.parse(text.decode(), Loader=_LOADER)).documents()
     except UnicodeDecodeError as error:
         line = text.count(b"\n", 0, error.start) + 1
         raise BadInputError([Problem(file, line, "is not UTF-8 text; save it as UTF-8")]) from None
@@ -155,21 +167,25 @@ def _forbidden_character(text: str, file: str) -> Problem:
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufeff\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
-@dataclass(slots=True)
 class _Frame:
-    """A collection that is still being read: the key that waits for its value, and the name it will answer to."""
+    """A collection that is still being read, the name it will answer to, and the key that waits for its value."""
 
-    node: Node
-    anchor: str | None
-    key: str | None = None
+    __slots__ = ("anchor", "items", "key", "key_line", "mapping", "node")
 
-    @property
-    def wants_key(self) -> bool:
-        return self.key is None and isinstance(self.node.value, dict)
+    def __init__(self, event: yaml.CollectionStartEvent | None, line: int) -> None:
+        self.items: list[Node] = []
+        self.mapping: dict[str, Node] | None = {} if isinstance(event, yaml.MappingStartEvent) else None
+        self.node = Node(self.items if self.mapping is None else self.mapping, line)
+        self.anchor = event.anchor if event is not None else None
+        self.key: str | None = None
+        self.key_line = 0
 
 
 class _Builder:
-    """Builds values from parser events with an explicit stack, so that nesting costs no recursion."""
+    """Builds values from parser events with an explicit stack, so that nesting costs no recursion.
+
+    Files have millions of values, and every step here is taken for each of them.
+    """
 
     def __init__(self, file: str, events: Iterator[yaml.Event]) -> None:
         self._file = file
@@ -185,72 +201,85 @@ class _Builder:
                     yield document
 
     def _document(self) -> Node:
-        stack: list[_Frame] = []
+        frame = root = _Frame(None, 0)
+        around: list[_Frame] = []
         for event in self._events:
-            if isinstance(event, yaml.CollectionStartEvent):
-                stack.append(self._open(event, depth=len(stack)))
+            if isinstance(event, yaml.ScalarEvent):
+                node = self._scalar(event, is_key=frame.mapping is not None and frame.key is None)
+            elif isinstance(event, yaml.CollectionStartEvent):
+                around.append(frame)
+                frame = self._open(event, depth=len(around))
                 continue
-            if isinstance(event, yaml.CollectionEndEvent):
-                frame = stack.pop()
-                node, anchor = frame.node, frame.anchor
+            elif isinstance(event, yaml.CollectionEndEvent):
+                node = self._close(frame)
+                frame = around.pop()
             else:
-                is_key = bool(stack) and stack[-1].wants_key
-                node, anchor = self._leaf(event, is_key=is_key), getattr(event, "anchor", None)
-            # A name is known only once its value is whole, so no value can hold itself.
-            if anchor is not None and not isinstance(event, yaml.AliasEvent):
-                self._anchors[anchor] = node
-            if not stack:
+                node = self._alias(event)
+            if frame is root:
                 return node
-            self._put(stack[-1], node)
+            self._put(frame, node)
         raise AssertionError("the parser ended inside a document")
 
     def _open(self, event: yaml.CollectionStartEvent, depth: int) -> _Frame:
         line = _line(event)
         self._check_tag(event, _COLLECTION_TAGS)
-        if depth == MAX_DEPTH:
+        if depth > MAX_DEPTH:
             raise self._too_deep(line)
-        empty: list[Node] | dict[str, Node] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
-        return _Frame(Node(empty, line), event.anchor)
+        return _Frame(event, line)
+
+    def _close(self, frame: _Frame) -> Node:
+        # A name is known only once its value is whole, so no value can hold itself.
+        if frame.anchor is not None:
+            self._anchors[frame.anchor] = frame.node
+        return frame.node
 
     def _put(self, frame: _Frame, node: Node) -> None:
         parent = frame.node
         parent.size += node.size
         if parent.size > MAX_VALUES:
             raise self._bad(node.line, f"stands for more than {MAX_VALUES:,} values; split the file, or use no aliases")
-        parent.height = max(parent.height, node.height + 1)
-        if parent.height > MAX_DEPTH:
-            raise self._too_deep(node.line)
-        if isinstance(parent.value, list):
-            parent.value.append(node)
+        if node.height >= parent.height:
+            parent.height = node.height + 1
+            if parent.height > MAX_DEPTH:
+                raise self._too_deep(node.line)
+        if frame.mapping is None:
+            frame.items.append(node)
         elif frame.key is None:
-            frame.key = self._key(parent, node)
-        elif isinstance(parent.value, dict):
-            parent.value[frame.key] = node
+            frame.key = self._key(frame.mapping, node)
+            frame.key_line = node.line
+        else:
+            node.key_line = frame.key_line
+            frame.mapping[frame.key] = node
             frame.key = None
 
-    def _key(self, parent: Node, node: Node) -> str:
+    def _key(self, mapping: dict[str, Node], node: Node) -> str:
         key = node.value
         if not isinstance(key, str):
             raise self._bad(node.line, "has a key that is no name; write names before colons")
-        if key in parent.keys:
-            first = parent.keys[key]
-            raise self._bad(node.line, f"key '{key[:100]}' stands here again, first on line {first}; keep one")
-        parent.keys[key] = node.line
+        if key in mapping:
+            where = f"first on line {mapping[key].key_line}"
+            raise self._bad(node.line, f"key '{key[:100]}' stands here again, {where}; keep one")
         return key
 
-    def _leaf(self, event: yaml.Event, *, is_key: bool) -> Node:
-        """A scalar or an alias. Keys are text as they are written: `no: 1` has the key "no"."""
-        line = _line(event)
-        if isinstance(event, yaml.ScalarEvent):
+    def _scalar(self, event: yaml.ScalarEvent, *, is_key: bool) -> Node:
+        """Keys are text as they are written: `no: 1` has the key "no"."""
+        value: Scalar = event.value
+        if event.tag is not None:
             self._check_tag(event, _TEXT_TAGS)
-            is_plain = event.tag is None and event.implicit[0] and not is_key
-            return Node(resolve_scalar(event.value) if is_plain else str(event.value), line)
+        elif event.implicit[0] and not is_key:
+            value = resolve_scalar(event.value)
+        node = Node(value, _line(event))
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _alias(self, event: yaml.Event) -> Node:
         anchor = getattr(event, "anchor", "")
         target = self._anchors.get(anchor)
         if target is None:
             mend = 'quote a name that begins with a star: ["*.example.org"]'
-            raise self._bad(line, f"'*{anchor}' is a YAML alias of nothing before it; {mend}")
-        return Node(target.value, line, target.size, target.height, target.keys)
+            raise self._bad(_line(event), f"'*{anchor}' is a YAML alias of nothing before it; {mend}")
+        return Node(target.value, _line(event), target.size, target.height)
 
     def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, harmless: Collection[str]) -> None:
         if event.tag not in (None, "!", *harmless):

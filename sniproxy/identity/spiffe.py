@@ -8,6 +8,7 @@ The rules are those of https://github.com/spiffe/spiffe/blob/main/standards/SPIF
 go-spiffe reads them: nothing is normalised, what is not in the canonical form is refused.
 """
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,30 +35,35 @@ class InvalidSpiffeIdError(ValueError):
 class Principal:
     """An authenticated workload. Made by `parse_principal` only, so its parts are known to be valid.
 
-    `path` is empty or begins with a slash. `namespace` and `service_account` come from a path that is exactly
-    /ns/NAMESPACE/sa/ACCOUNT, as Istio writes it, and are empty for every other.
+    `path` is empty or begins with a slash. `namespaces` are what stands behind each /ns/ of the path and before a
+    further segment, as Istio's policies find them; almost every path has one or none, and `namespace`, for logs, is
+    the first. `service_account` comes from a path that is exactly /ns/NAMESPACE/sa/ACCOUNT, as Istio writes it, and is
+    empty for every other. `text` is the form of Istio's policies and logs, without a scheme, and `encoded` its bytes.
     """
 
     trust_domain: str
     path: str
+    namespaces: tuple[str, ...] = field(init=False, repr=False, compare=False)
     namespace: str = field(init=False, repr=False, compare=False)
     service_account: str = field(init=False, repr=False, compare=False)
-    _text: str = field(init=False, repr=False, compare=False)
+    text: str = field(init=False, repr=False, compare=False)
+    encoded: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive once what every connection asks for."""
-        namespace, service_account = _kubernetes_names(self.path)
-        object.__setattr__(self, "namespace", namespace)
-        object.__setattr__(self, "service_account", service_account)
-        object.__setattr__(self, "_text", self.trust_domain + self.path)
+        namespaces = namespaces_of(self.path)
+        object.__setattr__(self, "namespaces", namespaces)
+        object.__setattr__(self, "namespace", namespaces[0] if namespaces else "")
+        object.__setattr__(self, "service_account", _service_account(self.path))
+        object.__setattr__(self, "text", self.trust_domain + self.path)
+        object.__setattr__(self, "encoded", self.text.encode())
 
     def __hash__(self) -> int:
-        """By the text, whose own hash is remembered: policies look principals up for every connection."""
-        return hash(self._text)
+        """By the text, whose own hash is remembered: principals are looked up for every connection."""
+        return hash(self.text)
 
     def __str__(self) -> str:
-        """The form of Istio's policies and logs, without a scheme."""
-        return self._text
+        return self.text
 
     @property
     def namespace_label(self) -> str:
@@ -112,9 +118,19 @@ def _check_path(text: str, path: str) -> None:
             raise InvalidSpiffeIdError(text, "a path has letters, digits, '.', '-' and '_' between its slashes")
 
 
-def _kubernetes_names(path: str) -> tuple[str, str]:
+def namespaces_of(text: str) -> tuple[str, ...]:
+    """The namespaces of a principal, or of a path, in order: Istio finds them with the pattern .*/ns/NAMESPACE/.*
+
+    (istio/istio, pilot/pkg/security/authz/model/generator.go, srcNamespaceGenerator)
+    """
+    segments = text.split("/")[1:]
+    found = (name for marker, name in itertools.pairwise(segments[:-1]) if marker == "ns")
+    return tuple(dict.fromkeys(found))
+
+
+def _service_account(path: str) -> str:
     match path.split("/"):
-        case ["", "ns", namespace, "sa", service_account]:
-            return namespace, service_account
+        case ["", "ns", _, "sa", service_account]:
+            return service_account
         case _:
-            return "", ""
+            return ""

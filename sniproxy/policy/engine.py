@@ -1,165 +1,221 @@
-"""The engine: rules compiled into an index, so that a decision looks up a few keys and scans no rules.
+"""The engine: one decision about one request, from a compiled rulebook.
 
-Every rule stands in the index under the keys of its name patterns, and there under those of its identity patterns
-(`match` has the keys). A name and an identity are looked up under each of their own keys, most particular first, and
-whatever is found there matches both; what else a rule asks for is a short list of conditions, empty for most.
+What a decision rests on is the first rule of each kind that holds, and `compiled` finds those. Which of them counts is
+said here, in one place and in numbered order.
 """
 
-import ipaddress
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from mmap import mmap
+from socket import AF_INET, AF_INET6, inet_pton
 
-from sniproxy.config.units import Network
-from sniproxy.identity.spiffe import Identity, Principal
-from sniproxy.names import ServerName
+from sniproxy.config.units import show
+from sniproxy.identity.spiffe import UNKNOWN
+from sniproxy.names import MAX_LENGTH, InvalidNameError, ServerName, parse_server_name
 from sniproxy.outcome import Reason
-from sniproxy.policy.match import (
-    ANYONE,
-    STAR,
-    Key,
-    identity_keys,
-    name_keys,
-    namespace_key,
-    namespace_matches,
+from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, consequence_of, ground_of, rank_of
+from sniproxy.policy.index import (
+    ALLOW,
+    AUDIT,
+    DENY,
+    MONITORED_ALLOW,
+    MONITORED_DENY,
+    MONITORED_REGISTER,
+    REGISTER,
 )
-from sniproxy.policy.model import NO_GROUND, Action, Allowed, Decision, Denied, Permit, Request, Rule
+from sniproxy.policy.match import check_of, passes
+from sniproxy.policy.model import (
+    NO_GROUND,
+    Action,
+    Allowed,
+    Attribute,
+    Decision,
+    Denied,
+    DryRun,
+    EchPolicy,
+    OuterSni,
+    Permit,
+    Request,
+    Rule,
+    Rulebook,
+)
 
-Condition = Callable[[Request], bool]
-
-
-class EchPolicy(Enum):
-    ALLOW = "allow"
-    LOG = "log"
-    DENY = "deny"
-
-
-@dataclass(frozen=True, slots=True)
-class Rulebook:
-    """Everything that decides: the rules in the order they were written, and what holds where they are silent."""
-
-    rules: tuple[Rule, ...] = ()
-    default: Action = Action.DENY
-    require_identity: bool = False
-    ech: EchPolicy = EchPolicy.LOG
+_REMEMBERED = 4096
 
 
 class Engine:
-    """A compiled rulebook. Immutable: a new policy is a new engine."""
+    """Decides by a compiled rulebook. Immutable: a new policy is a new engine.
 
-    def __init__(self, rulebook: Rulebook) -> None:
-        self.rulebook = rulebook
-        self._deny = _Index(rule for rule in rulebook.rules if rule.action is Action.DENY)
-        self._allow = _Index(rule for rule in rulebook.rules if rule.action is Action.ALLOW)
-        self._asks_for_source = any(rule.source_networks for rule in rulebook.rules)
-        self._remembered = lru_cache(maxsize=4096)(self._decide)
+    `compiled` is what `compile_rulebook` made, in whatever memory; raises BadRulebookError if it is something else.
+    """
+
+    def __init__(self, compiled: bytes | memoryview | mmap) -> None:
+        rules = Compiled(compiled)
+        judge = _Judge(rules)
+        self.settings: Rulebook = rules.settings
+        self.rule_count: int = rules.rule_count
+        self._rules = rules
+        self._asks_for_source = Attribute.SOURCE_IP in rules.asks
+        self._asks_for_port = Attribute.PORT in rules.asks
+        self._denies_ech = self.settings.ech is EchPolicy.DENY
+        self._asks_for_outer = self.settings.outer_sni.must_equal or bool(self.settings.outer_sni.patterns)
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(judge.decide)
+
+    @classmethod
+    def of(cls, rulebook: Rulebook) -> "Engine":
+        return cls(compile_rulebook(rulebook))
+
+    def rules(self) -> Iterator[Rule]:
+        """All rules in their order, each made when it is asked for."""
+        return self._rules.rules()
 
     def decide(self, request: Request) -> Decision:
         """The decision about one connection; the same request gets the same one, and is remembered for a while."""
-        name, identity, source_ip, ech = request
-        return self._remembered(name, identity, source_ip if self._asks_for_source else "", ech)
+        name, identity, source_ip, ech, outer_name, port = request
+        return self._remembered(
+            name,
+            b"" if identity is UNKNOWN else identity.encoded,
+            source_ip if self._asks_for_source else "",
+            ech and self._denies_ech,
+            outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
+            port if self._asks_for_port else 0,
+        )
 
-    def _decide(self, name: ServerName, identity: Identity, source_ip: str, ech: bool) -> Decision:
-        """The decision, from the rules.
+
+class _Judge:
+    """What an engine decides with."""
+
+    def __init__(self, rules: Compiled) -> None:
+        book = rules.settings
+        self._rules = rules
+        self._book = book
+        self._patterns = tuple(check_of(Attribute.SNI, pattern) for pattern in book.outer_sni.patterns)
+        self._has_preconditions = book.require_identity or book.ech is EchPolicy.DENY or book.outer_sni != OuterSni()
+        self._imagines = book.monitor or not rules.kinds.isdisjoint(_MONITORED)
+        self._has_allow = ALLOW in rules.kinds
+        self._has_any_allow = self._has_allow or MONITORED_ALLOW in rules.kinds
+
+    def decide(
+        self, name: ServerName, principal: bytes, source_ip: str, ech: bool, outer_name: str, port: int
+    ) -> Decision:
+        """The decision.
 
         1. No identity, where one is required, denies.
         2. An encrypted ClientHello, where those are refused, denies: the name that we see is not the real one.
-        3. The first deny rule that holds denies.
-        4. The first allow rule that holds allows.
-        5. With any allow rule in force, the rest is refused.
-        6. With none, the default decides.
+        3. A tunnel for another name than the outer SNI may be denies.
+        4. With `registry: only`, a host that no rule registers for the caller is denied.
+        5. The first deny rule that holds denies.
+        6. The first allow rule that holds allows.
+        7. With any allow rule in force, the rest is refused.
+        8. With none, the default decides.
+
+        Monitored rules do not count in this, and what would be if they did is noted where it is the opposite. In
+        monitor mode nothing is refused here, and what would be is noted.
         """
-        book, request = self.rulebook, Request(name, identity, source_ip, ech)
-        if book.require_identity and not isinstance(request.identity, Principal):
-            return _refusal(Reason.IDENTITY_REQUIRED, "policy.require_identity is on and the caller is unknown")
-        if request.ech and book.ech is EchPolicy.DENY:
-            return _refusal(Reason.ECH, "policy.ech is deny and the hello has the ECH extension")
-        rule = self._deny.first(request)
-        if rule is not None:
-            return Denied(Reason.RULE, rule.ground, f"rbac_access_denied_matched_policy[{rule.ground}]")
-        rule = self._allow.first(request)
-        if rule is not None:
-            return Allowed(Permit(request.server_name, rule.allow_networks), rule.ground)
-        if self._allow or book.default is Action.DENY:
-            return _refusal(Reason.DEFAULT, "rbac_access_denied_matched_policy[none]")
-        return Allowed(Permit(request.server_name, ()), NO_GROUND)
+        first = self._rules.first(
+            name.encode(),
+            principal,
+            _address(source_ip) if source_ip else b"",
+            b"%d" % port if port else b"",
+        )
+        refusal = self._refusal(name, principal, ech, outer_name) if self._has_preconditions else None
+        decision = refusal or self._ruled(name, first[DENY], first[ALLOW], first[REGISTER], self._has_allow)
+        if self._imagines:
+            enforced = refusal or self._ruled(
+                name,
+                _former(first[DENY], first[MONITORED_DENY]),
+                _former(first[ALLOW], first[MONITORED_ALLOW]),
+                _former(first[REGISTER], first[MONITORED_REGISTER]),
+                self._has_any_allow,
+            )
+            if self._book.monitor and isinstance(decision, Denied):
+                decision = Allowed(Permit(name, ()), NO_GROUND)
+            decision = decision._replace(dry_run=_difference(decision, enforced))
+        if first[AUDIT] is not None:
+            decision = decision._replace(audit=ground_of(first[AUDIT]))
+        return decision
+
+    def _refusal(self, name: ServerName, principal: bytes, ech: bool, outer_name: str) -> Denied | None:
+        """What denies before any rule: 1 to 3."""
+        book = self._book
+        if book.require_identity and not principal:
+            return _refused(Reason.IDENTITY_REQUIRED, "policy.require_identity is on and the caller is unknown")
+        if ech and book.ech is EchPolicy.DENY:
+            return _refused(Reason.ECH, "policy.ech is deny and the hello has the ECH extension")
+        if book.outer_sni.must_equal or self._patterns:
+            return self._mismatch(name, outer_name)
+        return None
+
+    def _mismatch(self, name: ServerName, outer_name: str) -> Denied | None:
+        outer = _parsed(outer_name)
+        option = "require_equal" if self._book.outer_sni.must_equal else "require_match"
+        if not outer:
+            came = f"has {show(outer_name)} for its SNI, which is no host name" if outer_name else "has no SNI"
+            sentence = f"policy.outer_sni is {option} and the tunnel {came}; the hello asks for {name}"
+            return _refused(Reason.SNI_MISMATCH, sentence)
+        if self._book.outer_sni.must_equal and outer != name:
+            sentence = f"policy.outer_sni is require_equal and the tunnel is for {outer}; the hello asks for {name}"
+            return _refused(Reason.SNI_MISMATCH, sentence)
+        if self._patterns and not any(passes(pattern, outer.encode()) for pattern in self._patterns):
+            sentence = (
+                f"policy.outer_sni is require_match and the tunnel is for {outer}, which is not among its patterns; "
+                f"the hello asks for {name}"
+            )
+            return _refused(Reason.SNI_MISMATCH, sentence)
+        return None
+
+    def _ruled(self, name: ServerName, deny: Found, allow: Found, register: Found, has_allow: bool) -> Decision:
+        """What the first rules that hold decide: 4 to 8."""
+        if register is None and self._book.registry_only:
+            sentence = f"policy.registry is only and no ServiceEntry that the caller may see has {name}"
+            return _refused(Reason.REGISTRY, sentence)
+        if deny is not None:
+            ground = ground_of(deny)
+            phrase = f"rbac_access_denied_matched_policy[{ground.policy}-rule[{ground.rule}]]"
+            return _new(Denied, (Reason.RULE, ground, phrase, None, None))
+        if allow is not None:
+            ground, allow_networks, limits = consequence_of(allow)
+            return _new(Allowed, (_new(Permit, (name, allow_networks)), ground, limits, None, None))
+        if has_allow or self._book.default is not Action.ALLOW:
+            return _BY_DEFAULT
+        return Allowed(Permit(name, ()), NO_GROUND)
 
 
-def _refusal(reason: Reason, detail: str) -> Denied:
+def _former(one: Found, other: Found) -> Found:
+    """Of two rules, if there are two, the one that stands first."""
+    if one is None or other is None:
+        return one or other
+    return min(one, other, key=rank_of)
+
+
+_MONITORED = {MONITORED_ALLOW, MONITORED_DENY, MONITORED_REGISTER}
+
+# A named tuple made by the tuple's own constructor costs a third of one made by its own.
+_new = tuple.__new__
+
+
+def _refused(reason: Reason, detail: str) -> Denied:
     return Denied(reason, NO_GROUND, detail)
 
 
-class _Entry(NamedTuple):
-    """A rule in the index: its place in the order of the rulebook, and what it asks beyond the keys."""
-
-    number: int
-    rule: Rule
-    conditions: tuple[Condition, ...]
+_BY_DEFAULT = _refused(Reason.DEFAULT, "rbac_access_denied_matched_policy[none]")
 
 
-class _Index:
-    """Rules of one action by name key, then by identity key; each list in the order of the rulebook."""
-
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        table: defaultdict[Key, defaultdict[Key, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
-        for number, rule in enumerate(rules):
-            entry = _Entry(number, rule, tuple(_conditions(rule)))
-            for name_key in _name_keys_of(rule):
-                for identity_key in _identity_keys_of(rule):
-                    table[name_key][identity_key].append(entry)
-        self._table = {key: dict(inner) for key, inner in table.items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._table)
-
-    def first(self, request: Request) -> Rule | None:
-        """The first rule, in the order of the rulebook, that holds for `request`."""
-        best: _Entry | None = None
-        identities = identity_keys(request.identity)
-        for name_key in name_keys(request.server_name):
-            by_identity = self._table.get(name_key)
-            if by_identity is None:
-                continue
-            for identity_key in identities:
-                for entry in by_identity.get(identity_key, ()):
-                    if best is not None and entry.number >= best.number:
-                        break
-                    if not entry.conditions or all(condition(request) for condition in entry.conditions):
-                        best = entry
-                        break
-        return best.rule if best is not None else None
+def _difference(decision: Decision, enforced: Decision) -> DryRun | None:
+    """What would have been, where that is the opposite of what was."""
+    if isinstance(decision, Denied) == isinstance(enforced, Denied):
+        return None
+    if isinstance(enforced, Denied):
+        return DryRun(True, enforced.reason, enforced.ground)
+    return DryRun(False, None, enforced.ground)
 
 
-def _name_keys_of(rule: Rule) -> set[Key]:
-    return {pattern.key for pattern in rule.names} or {STAR}
+def _address(source_ip: str) -> bytes:
+    return inet_pton(AF_INET6 if ":" in source_ip else AF_INET, source_ip.partition("%")[0])
 
 
-def _identity_keys_of(rule: Rule) -> set[Key]:
-    """Principals are more particular than namespaces: a rule that has both is found by its principals."""
-    if rule.principals:
-        return {pattern.key for pattern in rule.principals}
-    return {namespace_key(namespace) for namespace in rule.namespaces} or {ANYONE}
-
-
-def _conditions(rule: Rule) -> Iterator[Condition]:
-    """What must hold for a rule beside the keys that it was found under; most rules ask for nothing more."""
-    if rule.not_names:
-        yield lambda request: not any(pattern.matches(request.server_name) for pattern in rule.not_names)
-    if rule.not_principals:
-        yield lambda request: not any(pattern.matches(request.identity) for pattern in rule.not_principals)
-    if rule.principals and rule.namespaces:
-        yield lambda request: any(namespace_matches(pattern, request.identity) for pattern in rule.namespaces)
-    if rule.not_namespaces:
-        yield lambda request: not any(namespace_matches(pattern, request.identity) for pattern in rule.not_namespaces)
-    if rule.source_networks:
-        yield lambda request: _is_within(request.source_ip, rule.source_networks)
-
-
-def _is_within(source_ip: str, networks: tuple[Network, ...]) -> bool:
-    if not source_ip:
-        return False
-    address = ipaddress.ip_address(source_ip)
-    return any(address in network for network in networks)
+def _parsed(outer_name: str) -> ServerName | None:
+    try:
+        return parse_server_name(outer_name.encode("utf-8", "surrogatepass"))
+    except InvalidNameError:
+        return None

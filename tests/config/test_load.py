@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniproxy.config.load import LoadedConfig, load_config, validate
-from sniproxy.config.model import Config, PolicyFile
+from sniproxy.config.log_template import VARIABLES
+from sniproxy.config.model import Config, PolicyFile, RequireMatch
 from sniproxy.config.yaml_source import BadInputError, parse_documents
 
 CONFIG = Path("sniproxy.yaml")
@@ -39,6 +40,11 @@ def problems(text: str | bytes) -> list[str]:
 
 KEYS = "the keys here are listeners, upstream, policy, timeouts, limits, access_log, admin, workers"
 ADDRESS = 'is no address; write an IP address and a port: 127.0.0.1:8443 or "[::1]:8443"'
+OUTER_SNI = "is no check; write ignore, require_equal or {require_match: ['*.example.org']}"
+TRUST_DOMAIN = "is no trust domain; write lower-case letters, digits, '.', '-' and '_': cluster.local"
+PROXIED = "{address: '127.0.0.1:1', proxy_protocol: required, trusted_peers: [127.0.0.0/8]}"
+VARIABLES_KNOWN = "the known ones are " + " ".join(f"${name}" for name in VARIABLES)
+SYSLOG_MEND = "write the absolute path of a socket, of 107 bytes at most: syslog:/dev/log"
 DURATION = "is no duration; write a number with its unit: 250ms, 10s, 5m or 1h"
 
 WRONG = {
@@ -326,16 +332,106 @@ WRONG = {
         "policy:\n  files:\n    - sniproxy.yaml\n    - '*.yaml'\n",
         ["4: policy file sniproxy.yaml is named here again, first on line 3; keep one"],
     ),
-    # What this version does not know yet.
-    "later modes": (
-        "policy: {mode: monitor, outer_sni: require_equal, registry: only}\n",
+    # What decides beside the rules.
+    "modes that are none": (
+        "policy:\n  mode: off\n  ech: no\n  registry: on\n",
         [
-            "1: policy.mode must be enforce, not 'monitor'",
-            "1: policy.outer_sni must be ignore, not 'require_equal'",
-            "1: policy.registry must be off, not 'only'",
+            "2: policy.mode must be enforce or monitor, not 'off'",
+            "3: policy.ech must be allow, log or deny, not 'no'",
+            "4: policy.registry must be off or only, not 'on'",
         ],
     ),
-    "later formats": ("access_log: {format: nginx}\n", ["1: access_log.format must be json, not 'nginx'"]),
+    "a check of the outer SNI that is none": (
+        "policy: {outer_sni: require_same}\n",
+        [f"1: policy.outer_sni: 'require_same' {OUTER_SNI}"],
+    ),
+    "a list of names alone, for the outer SNI": (
+        "policy: {outer_sni: [a.org]}\n",
+        [f"1: policy.outer_sni: a list {OUTER_SNI}"],
+    ),
+    "patterns of the outer SNI": (
+        "policy:\n  outer_sni:\n    require_match:\n      - '*x.org'\n      - 3\n      - a..b\n",
+        [
+            (
+                "4: policy.outer_sni.require_match[0]: '*x.org' is no pattern; a star stands alone, or first with a "
+                "dot behind it: *.wikipedia.org"
+            ),
+            "5: policy.outer_sni.require_match[1]: 3 is not text; put it in quotes",
+            (
+                "6: policy.outer_sni.require_match[2]: 'a..b' is not a DNS host name; write en.wikipedia.org, "
+                "*.wikipedia.org or *"
+            ),
+        ],
+    ),
+    "patterns of the outer SNI under another key": (
+        "policy: {outer_sni: {require_matches: [a.org]}}\n",
+        [
+            "1: policy.outer_sni lacks the key 'require_match'; add it",
+            "1: unknown key 'require_matches' in policy.outer_sni; did you mean 'require_match'?",
+        ],
+    ),
+    "no patterns of the outer SNI": (
+        "policy: {outer_sni: {require_match: []}}\n",
+        ["1: policy.outer_sni.require_match is empty; fill it, or drop it"],
+    ),
+    "a check of the outer SNI, which no PROXY header carries": (
+        f"listeners:\n  - {PROXIED}\n  - address: 127.0.0.1:2\npolicy:\n  outer_sni: require_equal\n",
+        [
+            (
+                "5: policy.outer_sni: listeners[1] has no PROXY header to carry the outer SNI; set proxy_protocol: "
+                "required there, or outer_sni: ignore"
+            )
+        ],
+    ),
+    "trust domains": (
+        (
+            "policy:\n  gateway:\n    trust_domain: Cluster.Local\n"
+            "    trust_domain_aliases: [td1, 'spiffe://td2', td3/x, 4]\n"
+        ),
+        [
+            f"3: policy.gateway.trust_domain: 'Cluster.Local' {TRUST_DOMAIN}",
+            f"4: policy.gateway.trust_domain_aliases[1]: 'spiffe://td2' {TRUST_DOMAIN}",
+            f"4: policy.gateway.trust_domain_aliases[2]: 'td3/x' {TRUST_DOMAIN}",
+            f"4: policy.gateway.trust_domain_aliases[3]: 4 {TRUST_DOMAIN}",
+        ],
+    ),
+    # What this version does not know yet.
+    "later formats": (
+        "access_log: {format: common}\n",
+        ["1: access_log.format must be json, nginx or envoy, not 'common'"],
+    ),
+    # Access logs.
+    "a variable that no template has": (
+        "access_log:\n  format: nginx\n  template: '$statu $x'\n",
+        [f"3: access_log.template: '$statu' is no variable; did you mean $status? {VARIABLES_KNOWN}"],
+    ),
+    "a template for a format that has none": (
+        "access_log:\n  template: $status\n",
+        ["2: access_log.template: format json has none; write format: nginx, or drop the template"],
+    ),
+    "shares that are none": (
+        "access_log:\n  - sample:\n      open: 1.5\n      close: yes\n      deny: 0.5\n",
+        [
+            "3: access_log[0].sample.open: 1.5 is no share; write a number from 0 to 1: 0.1 logs every tenth",
+            "4: access_log[0].sample.close: 'yes' is no share; write a number from 0 to 1: 0.1 logs every tenth",
+            "5: unknown key 'deny' in access_log[0].sample; the keys here are open, close",
+        ],
+    ),
+    "one place twice": (
+        "access_log:\n  - {path: /var/log/a}\n  - {path: /var/log/b}\n  - {path: /var/log/a}\n",
+        ["4: access_log[2].path: /var/log/a is access_log[0].path too; give each its own"],
+    ),
+    "a syslog without a socket": (
+        "access_log: {path: 'syslog:dev/log'}\n",
+        [
+            f"1: access_log.path: 'syslog:dev/log' names no syslog; {SYSLOG_MEND}",
+        ],
+    ),
+    "no access log at all": ("access_log: []\n", ["1: access_log is empty; fill it, or drop it"]),
+    "a path where an access log belongs": (
+        "access_log: /dev/stdout\n",
+        ["1: access_log: '/dev/stdout' is no access log; write {path: /var/log/access.log}, or a list of such"],
+    ),
     # All at once.
     "several problems, in the order of their lines": (
         "workers: 0\nupstream: {port: x}\ntimeouts: {idle: 3}\nadmin: {adress: 1}\n",
@@ -373,6 +469,21 @@ def test_off_works_with_and_without_quotes_and_as_the_false_of_yaml_1_1(off: str
     text = f"listeners:\n  - {{address: '127.0.0.1:1', proxy_protocol: {off}}}\npolicy: {{registry: {off}}}\n"
     config = load(text).config
     assert (config.listeners[0].proxy_protocol, config.policy.registry) == ("off", "off")
+
+
+OUTER_SNI_CHECKS = {
+    "ignore": "ignore",
+    "require_equal": "require_equal",
+    "{require_match: [OUTER.example.org., '*.example.com']}": RequireMatch(
+        require_match=("outer.example.org", "*.example.com")
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "check"), OUTER_SNI_CHECKS.items())
+def test_the_outer_sni_is_checked_where_every_listener_can_be_told_it(text: str, check: object) -> None:
+    config = load(f"listeners:\n  - {PROXIED}\npolicy: {{outer_sni: {text}}}\n").config
+    assert config.policy.outer_sni == check
 
 
 BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False, "No": False, "ON": True}

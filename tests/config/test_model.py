@@ -2,12 +2,14 @@
 
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from sniproxy.config.load import load_config
-from sniproxy.config.model import Config, Listener, PolicyFile
+from sniproxy.config.log_template import DEFAULT_TEMPLATE
+from sniproxy.config.model import Config, Listener, PolicyFile, Sample
 from sniproxy.config.units import TcpAddress, Uid, UnixAddress
 from sniproxy.identity.spiffe import parse_principal
 
@@ -44,9 +46,12 @@ DEFAULTS = {
     "limits.connections": 20000,
     "limits.undecided_per_source": 500,
     "limits.client_hello_bytes": 65536,
-    "access_log.path": "/dev/stdout",
-    "access_log.format": "json",
-    "access_log.events": {"open", "close", "deny", "fail"},
+    "access_log.0.path": "/dev/stdout",
+    "access_log.0.format": "json",
+    "access_log.0.template": DEFAULT_TEMPLATE,
+    "access_log.0.events": {"open", "close", "deny", "fail"},
+    "access_log.0.sample.open": 1.0,
+    "access_log.0.sample.close": 1.0,
     "admin.address": TcpAddress("127.0.0.1", 9402),
     "admin.metrics_address": None,
     "workers": "auto",
@@ -61,10 +66,10 @@ LISTENER_DEFAULTS = {
 }
 
 
-def at(root: object, path: str) -> object:
-    """The value at a dotted path of attributes."""
+def at(root: Any, path: str) -> object:
+    """The value at a dotted path of attributes and places in lists."""
     for name in path.split("."):
-        root = getattr(root, name)
+        root = root[int(name)] if name.isdecimal() else getattr(root, name)
     return root
 
 
@@ -77,8 +82,7 @@ def test_the_defaults_of_a_listener() -> None:
     assert {path: at(listener, path) for path in LISTENER_DEFAULTS} == LISTENER_DEFAULTS
 
 
-# The example of the product's description, whole. `outer_sni`, `mode`, `registry` and `format` stand at the only value
-# that this version takes.
+# The example of the product's description, whole.
 EXAMPLE = """\
 listeners:
   - address: 127.0.0.1:8443              # or unix:/run/sniproxy/sni.sock (mode 0660)
@@ -152,6 +156,36 @@ def test_a_unix_socket_with_a_trusted_user_and_an_identity_of_its_own(tmp_path: 
     gateway, local = load_config(path).config.listeners
     assert (gateway.address, gateway.trusted_peers) == (UnixAddress("/run/sniproxy/sni.sock"), (Uid(1337),))
     assert local.identity.static == parse_principal("cluster.local/ns/default/sa/sleep")
+
+
+class TestAccessLogs:
+    """One mapping, or a list of them."""
+
+    def test_one_by_itself_is_a_list_of_one(self) -> None:
+        alone = Config.model_validate({"access_log": {"path": "/var/log/access.log"}})
+        listed = Config.model_validate({"access_log": [{"path": "/var/log/access.log"}]})
+        assert alone == listed
+
+    def test_each_of_several_has_what_it_says(self) -> None:
+        stdout, file, syslog = Config.model_validate(
+            {
+                "access_log": [
+                    {"sample": {"open": 0.1, "close": 0}},
+                    {"path": "/var/log/access.log", "format": "nginx", "template": "$status", "events": ["deny"]},
+                    {"path": "syslog:/dev/log", "format": "envoy"},
+                ]
+            }
+        ).access_log
+        assert (stdout.path, stdout.format, stdout.sample) == ("/dev/stdout", "json", Sample(open=0.1, close=0.0))
+        assert (file.format, file.template, set(file.events)) == ("nginx", "$status", {"deny"})
+        assert (syslog.path, syslog.format) == ("syslog:/dev/log", "envoy")
+
+    @pytest.mark.parametrize("format_", ["nginx", "envoy"])
+    def test_the_formats_of_others_tell_a_connection_once_as_the_others_do(self, format_: str) -> None:
+        (log,) = Config.model_validate({"access_log": {"format": format_}}).access_log
+        assert log.events == {"close", "deny", "fail"}
+        (log,) = Config.model_validate({"access_log": {"format": format_, "events": ["open"]}}).access_log
+        assert log.events == {"open"}
 
 
 def test_port_0_may_be_asked_for_often_since_it_is_another_each_time() -> None:

@@ -12,6 +12,7 @@ from sniproxy.config.yaml_source import (
     BadInputError,
     Problem,
     Scalar,
+    each_document,
     parse_documents,
     read_documents,
     resolve_scalar,
@@ -226,6 +227,16 @@ def test_a_file_without_end_is_not_read_to_its_end() -> None:
     with pytest.raises(BadInputError) as caught:
         read_documents(Path("/dev/zero"))
     assert str(caught.value) == f"/dev/zero:1: is larger than {MAX_BYTES >> 20} MiB; split it"
+
+
+def test_the_documents_of_a_file_come_one_by_one(tmp_path: Path) -> None:
+    """What stands before a mistake has been read when the mistake is met."""
+    path = tmp_path / "f"
+    path.write_text("a: 1\n---\nb: [\n")
+    documents = each_document(path)
+    assert next(documents).plain() == {"a": 1}
+    with pytest.raises(BadInputError):
+        next(documents)
 
 
 def test_a_problem_is_one_line_whatever_the_file_says() -> None:

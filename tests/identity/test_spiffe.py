@@ -26,20 +26,53 @@ def test_a_principal_has_parts_and_istio_s_form(text: str) -> None:
     [
         ("example.org", "example.org", ""),
         ("example.org/9eebccd2-12bf-40a6-b262-65fe0487d453", "example.org", "/9eebccd2-12bf-40a6-b262-65fe0487d453"),
-        ("td/ns/a/sa/b/c", "td", "/ns/a/sa/b/c"),
         ("td/ns/a", "td", "/ns/a"),
         ("td/sa/b/ns/a", "td", "/sa/b/ns/a"),
         ("td/NS/a/SA/b", "td", "/NS/a/SA/b"),
-        ("td/x/ns/a/sa/b", "td", "/x/ns/a/sa/b"),
+        ("td/xns/a/sa/b", "td", "/xns/a/sa/b"),
+        ("ns/a/sa/b", "ns", "/a/sa/b"),
         ("1_2-3.4/...", "1_2-3.4", "/..."),
     ],
 )
-def test_a_path_of_another_shape_has_no_namespace(text: str, trust_domain: str, path: str) -> None:
-    """Only /ns/NAMESPACE/sa/ACCOUNT names one; a longer path must not pass for it."""
+def test_a_path_may_name_no_namespace(text: str, trust_domain: str, path: str) -> None:
+    """Only what stands between /ns/ and a further segment is one."""
     principal = parse_principal(text)
     assert Principal(trust_domain, path) == principal
-    assert ("", "", "unknown") == (principal.namespace, principal.service_account, principal.namespace_label)
+    assert ((), "", "", "unknown") == (
+        principal.namespaces,
+        principal.namespace,
+        principal.service_account,
+        principal.namespace_label,
+    )
     assert text == str(principal)
+
+
+@pytest.mark.parametrize(
+    ("path", "namespaces"),
+    [
+        ("/ns/a/sa/b/c", ("a",)),
+        ("/ns/a/b", ("a",)),
+        ("/x/ns/a/sa/b", ("a",)),
+        ("/ns/a/ns/b/sa/c", ("a", "b")),
+        ("/ns/b/ns/a/ns/b/c", ("b", "a")),
+        ("/ns/ns/ns/a", ("ns",)),
+        ("/ns/a/ns/b", ("a",)),
+    ],
+)
+def test_a_namespace_is_what_istio_would_find(path: str, namespaces: tuple[str, ...]) -> None:
+    """What .*/ns/NAMESPACE/.* matches, which can be several; logs take the first. An account is Istio's path alone."""
+    principal = parse_principal(f"td{path}")
+    assert (namespaces, namespaces[0], namespaces[0], "") == (
+        principal.namespaces,
+        principal.namespace,
+        principal.namespace_label,
+        principal.service_account,
+    )
+
+
+def test_a_principal_has_its_text_ready_for_look_ups() -> None:
+    principal = parse_principal("spiffe://" + SLEEP)
+    assert (SLEEP, SLEEP.encode()) == (principal.text, principal.encoded)
 
 
 @pytest.mark.parametrize(

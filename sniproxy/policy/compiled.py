@@ -1,0 +1,470 @@
+"""A rulebook as one flat run of bytes, which all workers share and none unpacks.
+
+`compile_rulebook` writes it, and `Compiled` reads it, wherever it is mapped. To adopt one is to read its header and
+settings: what a decision looks at is read where it lies, and nothing is made for the rest.
+
+    header      magic, version, and where the parts begin
+    records     the nodes of the index, each under its key, and behind them the rules as they were
+    slots       a hash table of the nodes, open addressing: 32 bits of hash and 32 bits of place each
+    places      where each rule is, for those who want to see them all
+    settings    what holds for all rules, with the node at the top of the index
+
+A record is a tuple written by `marshal`, whose reader is the quickest there is. It must not read what strangers wrote,
+and never does: our own process made the run, and handed it over in memory. Every record of the index begins with its
+key and with the place that the key belongs to, a number for each split and form. Both are compared, so that hashes
+may collide.
+
+    leaf        key, place, rank, question, more questions, ground, networks, limits, where the next entry is
+    split       key, place, attribute, the place of its children, the shapes of their keys, the rest
+    value       key, place: one of many values of a condition, which has a place of its own
+"""
+
+import ipaddress
+import marshal
+import struct
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from mmap import mmap
+from typing import Any
+from zlib import crc32
+
+from sniproxy.config.units import Network
+from sniproxy.policy.index import KINDS, Entry, Leaf, Node, Split, build_index, kind_of
+from sniproxy.policy.match import (
+    EXACT,
+    FORMS,
+    SEPARATORS,
+    UNDER,
+    Key,
+    Shape,
+    check_of,
+    cut,
+    encoded,
+    key_of,
+    namespaces_in,
+    passes,
+)
+from sniproxy.policy.model import (
+    Action,
+    Attribute,
+    Clause,
+    Condition,
+    EchPolicy,
+    Ground,
+    OuterSni,
+    Per,
+    Rule,
+    Rulebook,
+    RuleLimits,
+)
+
+MAGIC = b"sniproxy"
+VERSION = 1
+# magic, version, length of all, checksum of the settings; how many slots there are, how many a hash can point to, how
+# many rules; where slots, places and settings begin
+_HEADER = struct.Struct("<8sIQIIIIIII")
+_MOST_BYTES = 1 << 32  # what 32 bits can point to
+
+# Marshal without references, which depend on who else holds an object: the same rulebook gives the same bytes.
+_MARSHAL = 2
+
+Record = Any  # what marshal gives back: tuples of numbers, texts, bytes and None
+
+_ATTRIBUTES = tuple(Attribute)
+_NUMBERS = {attribute: number for number, attribute in enumerate(_ATTRIBUTES)}
+_SEPARATORS = tuple(SEPARATORS.get(attribute, b"") for attribute in _ATTRIBUTES)
+_NAME = _NUMBERS[Attribute.SNI]
+_NAMESPACE = _NUMBERS[Attribute.NAMESPACE]
+
+# More values than this have a place of their own, where they are looked up; so many are compared one by one.
+MANY = 8
+
+# How to ask whether an attribute is among some values: whether it is one of these; whether this stands in it; or by
+# checks and keys. With NOT added, the answer should be no.
+IN, HAS, AMONG = range(3)
+NOT = 3
+NOTHING = 6
+# How to ask, which attribute, and what to compare it with.
+Question = tuple[int, int, Record]
+
+
+class BadRulebookError(ValueError):
+    """These bytes are no compiled rulebook that this version can read."""
+
+
+def compile_rulebook(rulebook: Rulebook) -> bytes:
+    """The bytes that an engine is made of. The same rulebook gives the same bytes.
+
+    100,000 rules take seconds, half of them the garbage collector's: a process that does nothing else should switch
+    it off. Raises BadRulebookError for more than can be written.
+    """
+    return _Writer().run(rulebook)
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self._bytes = bytearray(_HEADER.size)
+        self._slots: list[int] = []
+        self._places = 0
+        self._splits: dict[int, Record] = {}
+        self._last_leaf: Leaf | None = None
+        self._last_record: Record = None
+        self._tables: dict[tuple[Attribute, tuple[str, ...]], Record] = {}
+
+    def run(self, book: Rulebook) -> bytes:
+        index = build_index(book)  # kept while its splits are known by their identity
+        root = self._unkeyed(index)
+        places = array("I", [self._add(_rule_record(rule)) for rule in book.rules])
+        self._bytes += bytes(-len(self._bytes) % 8)
+        slots, homes = _hash_table(self._slots), _homes(len(self._slots))
+        slots_at = self._append(slots.tobytes())
+        places_at = self._append(places.tobytes())
+        settings = marshal.dumps(_settings_record(book, root), _MARSHAL)
+        settings_at = self._append(settings)
+        size = len(self._bytes)
+        if size >= _MOST_BYTES:
+            raise BadRulebookError(f"the compiled rules take {size} bytes, and may take 4 GiB; split the policy")
+        parts = len(slots), homes, len(places), slots_at, places_at, settings_at
+        _HEADER.pack_into(self._bytes, 0, MAGIC, VERSION, size, crc32(settings), *parts)
+        return bytes(self._bytes)
+
+    def _append(self, part: bytes) -> int:
+        where = len(self._bytes)
+        self._bytes += part
+        return where
+
+    def _add(self, record: Record) -> int:
+        return self._append(marshal.dumps(record, _MARSHAL))
+
+    def _add_key(self, place: int, key: Key, record: Record) -> None:
+        place += key.form
+        where = self._add((key.text, place, *record))
+        self._slots.append(crc32(key.text, place) << 32 | where)
+
+    def _new_place(self) -> int:
+        self._places += FORMS
+        return self._places
+
+    def _unkeyed(self, node: Node | None) -> Record:
+        """A node that is not looked up, but stands in another record."""
+        return None if node is None else (b"", 0, *self._node(node))
+
+    def _node(self, node: Node) -> Record:
+        """Keys of one rule come one after the other, and lead to one leaf; and few splits have several keys."""
+        if isinstance(node, Split):
+            if id(node) not in self._splits:
+                self._splits[id(node)] = self._split(node)
+            return self._splits[id(node)]
+        if node is not self._last_leaf:
+            self._last_leaf, self._last_record = node, self._leaf(node)
+        return self._last_record
+
+    def _split(self, split: Split) -> Record:
+        place = self._new_place()
+        for key, node in split.children.items():
+            self._add_key(place, key, self._node(node))
+        shapes = tuple(sorted({key.shape for key in split.children}))
+        return _NUMBERS[split.attribute], place, shapes, self._unkeyed(split.rest)
+
+    def _leaf(self, leaf: Leaf) -> Record:
+        following = 0
+        for entry in reversed(leaf[1:]):
+            following = self._add((b"", 0, *self._entry(entry), following))
+        return *self._entry(leaf[0]), following
+
+    def _entry(self, entry: Entry) -> Record:
+        """What is cheap to ask is asked first, and stands apart, for most clauses ask no more."""
+        asked = sorted(self._questions(entry.conditions), key=lambda question: question[:2])
+        first, *more = asked or [(NOTHING, 0, None)]
+        rank = entry.number * KINDS + entry.kind
+        return rank, *first, tuple(more) or None, *_consequence_record(entry.rule)
+
+    def _questions(self, conditions: Clause) -> Iterator[Question]:
+        for attribute, values, not_values in conditions:
+            if values:
+                asks, operand = self._asked(attribute, values)
+                yield asks, _NUMBERS[attribute], operand
+            if not_values:
+                asks, operand = self._asked(attribute, not_values)
+                yield asks + NOT, _NUMBERS[attribute], operand
+
+    def _asked(self, attribute: Attribute, values: tuple[str, ...]) -> tuple[int, Record]:
+        """How to ask whether the attribute is among some values, and what to compare it with."""
+        if len(values) > MANY:
+            return AMONG, self._table(attribute, values)
+        checks = tuple(check_of(attribute, value) for value in values)
+        if all(form == EXACT for form, _ in checks):
+            return IN, tuple(text for _, text in checks)
+        if len(values) == 1 and attribute is Attribute.NAMESPACE and "*" not in values[0]:
+            return HAS, encoded(f"/ns/{values[0]}/")
+        return AMONG, (checks, 0, ())
+
+    def _table(self, attribute: Attribute, values: tuple[str, ...]) -> Record:
+        """Checks for the values that have no key, and the place and the shapes of those that have one."""
+        table = self._tables.get((attribute, values))
+        if table is None:
+            keys = {value: key for value in values if (key := key_of(attribute, value))}
+            checks = tuple(check_of(attribute, value) for value in values if value not in keys)
+            shapes = tuple(sorted({key.shape for key in keys.values()}))
+            place = self._new_place()
+            for key in dict.fromkeys(keys.values()):
+                self._add_key(place, key, ())
+            table = self._tables[attribute, values] = checks, place, shapes
+        return table
+
+
+def _hash_table(entries: Sequence[int]) -> "array[int]":
+    """A third of it is in use. It ends in an empty slot, so that no search runs out of it."""
+    homes = _homes(len(entries))
+    slots = array("Q", bytes(8 * (homes + len(entries) + 1)))
+    end = homes
+    for entry in entries:
+        index = (entry >> 32) % homes
+        while slots[index]:
+            index += 1
+        slots[index] = entry
+        end = max(end, index + 1)
+    return slots[: end + 1]
+
+
+def _homes(entries: int) -> int:
+    """How many slots a hash can point to: odd, so that all its bits have a say."""
+    return 3 * entries | 1
+
+
+# The records beside those of nodes.
+
+
+def _consequence_record(rule: Rule) -> Record:
+    limits = rule.limits
+    return (
+        *rule.ground,
+        tuple(map(str, rule.allow_networks)) or None,
+        (*limits[:3], limits.per.value) if limits else None,
+    )
+
+
+def _networks(record: Record) -> tuple[Network, ...]:
+    return tuple(map(_network, record)) if record else ()
+
+
+_network = lru_cache(maxsize=1024)(ipaddress.ip_network)
+
+
+def _limits(record: Record) -> RuleLimits | None:
+    if not record:
+        return None
+    connections, rate, burst, per = record
+    return RuleLimits(connections, rate, burst, Per(per))
+
+
+def _rule_record(rule: Rule) -> Record:
+    clauses = tuple(tuple((_NUMBERS[it.attribute], *it[1:]) for it in clause) for clause in rule.clauses)
+    return *_consequence_record(rule), rule.action.value, rule.is_monitored, clauses
+
+
+def _rule(record: Record) -> Rule:
+    policy, rule, file, line, networks, limits, action, is_monitored, clauses = record
+    return Rule(
+        Ground(policy, rule, file, line),
+        Action(action),
+        tuple(tuple(Condition(_ATTRIBUTES[number], *sides) for number, *sides in clause) for clause in clauses),
+        is_monitored,
+        _networks(networks),
+        _limits(limits),
+    )
+
+
+def _settings_record(book: Rulebook, root: Record) -> Record:
+    asked = {it.attribute for rule in book.rules for it in chain.from_iterable(rule.clauses)}
+    return (
+        book.default.value,
+        book.monitor,
+        book.require_identity,
+        book.ech.value,
+        (book.outer_sni.must_equal, book.outer_sni.patterns),
+        book.registry_only,
+        tuple(sorted(set(map(kind_of, book.rules)))),
+        tuple(sorted(_NUMBERS[attribute] for attribute in asked)),
+        root,
+    )
+
+
+# Reading.
+
+_loads = marshal.loads
+
+# A named tuple made by the tuple's own constructor costs a third of one made by its own.
+_new = tuple.__new__
+
+# An entry of a leaf that holds, as it was written; or none.
+Found = Record | None
+
+
+def rank_of(entry: Record) -> int:
+    """Of two entries of a kind, the lower one stands first in the rulebook."""
+    rank: int = entry[2]
+    return rank
+
+
+def ground_of(entry: Record) -> Ground:
+    return _new(Ground, entry[7:11])
+
+
+def consequence_of(entry: Record) -> tuple[Ground, tuple[Network, ...], RuleLimits | None]:
+    """The ground of a decision by this entry, what its permit opens, and its limits."""
+    networks, limits = entry[11], entry[12]
+    return _new(Ground, entry[7:11]), _networks(networks) if networks else (), _limits(limits) if limits else None
+
+
+class Compiled:
+    """A compiled rulebook, read where it lies.
+
+    `settings` is the rulebook without its rules; `kinds` are those of its rules, whether or not they can hold; `asks`
+    are the attributes that any of them asks for. Raises BadRulebookError for bytes that are something else.
+    """
+
+    def __init__(self, run: bytes | memoryview | mmap) -> None:
+        view = memoryview(run).cast("B").toreadonly()
+        slots, self._homes, rules, slots_at, places_at, settings_at = _checked(view)
+        self._view = view
+        self._slots = view[slots_at : slots_at + 8 * slots].cast("Q")
+        self._places = view[places_at : places_at + 4 * rules].cast("I")
+        default, monitor, identity, ech, outer_sni, registry, kinds, asked, root = _loads(view[settings_at:])
+        self._roots = [root] if root is not None else []
+        self.kinds = frozenset(kinds)
+        self.asks = frozenset(_ATTRIBUTES[number] for number in asked)
+        self.settings = Rulebook(
+            default=Action(default),
+            monitor=monitor,
+            require_identity=identity,
+            ech=EchPolicy(ech),
+            outer_sni=OuterSni(*outer_sni),
+            registry_only=registry,
+        )
+
+    @property
+    def rule_count(self) -> int:
+        return len(self._places)
+
+    def rules(self) -> Iterator[Rule]:
+        return (_rule(_loads(self._view[place:])) for place in self._places)
+
+    def first(  # noqa: C901, PLR0912 - the docstring says why
+        self, name: bytes, principal: bytes, address: bytes, port: bytes
+    ) -> list[Found]:
+        """The first entry of each kind that holds for a request: by kind, and None where none does.
+
+        This is the path of every decision, and all in one piece, with names looked up right here and fields taken by
+        their numbers: a function for each thing, or a name for each field, takes half as long again.
+        """
+        best: list[Found] = [None] * KINDS
+        subjects = name, principal, principal, address, port
+        slots, homes, view = self._slots, self._homes, self._view
+        nodes = self._roots[:]
+        for node in nodes:  # to which it adds
+            if len(node) != 6:
+                # A leaf, whose entries follow each other.
+                asks = node[3]
+                if asks == IN:
+                    does_hold = subjects[node[4]] in node[5]
+                elif asks == HAS:
+                    does_hold = subjects[node[4]].find(node[5]) >= 0  # `in` would try it as a number first
+                else:
+                    does_hold = asks == NOTHING or self._are_so((node[3:6],), subjects)
+                if does_hold and (node[6] is None or self._are_so(node[6], subjects)):
+                    kind = node[2] % KINDS
+                    former = best[kind]
+                    if former is None or node[2] < former[2]:
+                        best[kind] = node
+                if node[13]:
+                    nodes.append(_loads(view[node[13] :]))
+                continue
+            _, _, attribute, place, shapes, rest = node
+            if rest is not None:
+                nodes.append(rest)
+            if attribute != _NAME:
+                nodes += self._under(attribute, place, shapes, subjects[attribute])
+                continue
+            for shape in shapes:
+                form, measure = shape
+                if form == EXACT:
+                    key = name
+                elif form == UNDER:
+                    labels = name.rsplit(b".", measure)
+                    if len(labels) <= measure:
+                        continue
+                    key = name[len(labels[0]) :]
+                else:
+                    nodes += self._under(attribute, place, (shape,), name)
+                    continue
+                here = place + form
+                hashed = crc32(key, here)
+                index = hashed % homes
+                while slot := slots[index]:
+                    if slot >> 32 == hashed:
+                        record = _loads(view[slot & 0xFFFFFFFF :])
+                        if record[0] == key and record[1] == here:
+                            nodes.append(record)
+                            break
+                    index += 1
+        return best
+
+    def _under(self, attribute: int, place: int, shapes: Iterable[Shape], subject: bytes) -> list[Record]:
+        """What is under the keys that a subject has in these shapes."""
+        owners = namespaces_in(subject) if attribute == _NAMESPACE else (subject,)
+        keys = (
+            (form, cut((form, measure), owner, _SEPARATORS[attribute])) for owner in owners for form, measure in shapes
+        )
+        found = (self._find(key, place + form) for form, key in keys if key is not None)
+        return [record for record in found if record is not None]
+
+    def _find(self, key: bytes, place: int) -> Record | None:
+        hashed = crc32(key, place)
+        index = hashed % self._homes
+        while slot := self._slots[index]:
+            if slot >> 32 == hashed:
+                record = _loads(self._view[slot & 0xFFFFFFFF :])
+                if record[0] == key and record[1] == place:
+                    return record
+            index += 1
+        return None
+
+    def _are_so(self, questions: Iterable[Question], subjects: Sequence[bytes]) -> bool:
+        """Whether each question has the answer that it should."""
+        for asks, attribute, operand in questions:
+            subject = subjects[attribute]
+            if asks == IN:
+                if subject not in operand:
+                    return False
+            elif self._is_so(asks % NOT, attribute, operand, subject) is not (asks < NOT):
+                return False
+        return True
+
+    def _is_so(self, asks: int, attribute: int, operand: Record, subject: bytes) -> bool:
+        if asks == IN:
+            return subject in operand
+        if asks == HAS:
+            return operand in subject
+        checks, place, shapes = operand
+        return any(passes(check, subject) for check in checks) or bool(self._under(attribute, place, shapes, subject))
+
+
+def _checked(view: memoryview) -> tuple[int, ...]:
+    """The numbers of the header."""
+    if len(view) < _HEADER.size or bytes(view[: len(MAGIC)]) != MAGIC:
+        raise BadRulebookError("these bytes are no compiled rulebook")
+    _, version, size, checksum, *parts = _HEADER.unpack_from(view)
+    if version != VERSION:
+        raise BadRulebookError(
+            f"the rulebook was compiled in format {version}, and this version reads format {VERSION}"
+        )
+    if size != len(view):
+        raise BadRulebookError(f"the compiled rulebook should have {size} bytes, and has {len(view)}")
+    slots, homes, rules, slots_at, places_at, settings_at = parts
+    fits = slots_at + 8 * slots == places_at and places_at + 4 * rules == settings_at and 0 < homes < slots
+    if not fits or crc32(view[settings_at:]) != checksum:
+        raise BadRulebookError("the compiled rulebook is damaged")
+    return tuple(parts)
