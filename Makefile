@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo run test lint types unit e2e peers soak bench clean
+.PHONY: help demo run test lint types unit e2e peers compiled test-compiled soak bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -42,10 +42,22 @@ e2e: $(STAMP) peers ## the tests against real peers
 peers: ## bring the real peers that the tests want, where the machine lets us
 	@bash tests/support/peers.sh
 
+COMPILED := build/compiled
+
+$(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py')
+	rm -rf $@ build/lib* build/temp* build/bdist*
+	SNIPROXY_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target $@ .
+	@touch $@
+
+compiled: $(COMPILED) ## the package with its hot path compiled, in build/compiled; wants a C compiler
+
+test-compiled: $(COMPILED) peers ## the end-to-end tests against the compiled package
+	PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
+
 soak: $(STAMP) ## long tests: fuzzing and load for minutes
 	$(BIN)/python -m pytest -m soak -o addopts='-ra --strict-markers' $(PYTEST_ARGS)
 
-bench: $(STAMP) ## side by side with nginx, HAProxy and Envoy
+bench: $(STAMP) $(COMPILED) ## side by side with nginx, HAProxy and Envoy
 	$(BIN)/python -m bench
 
 clean: ## remove what the build made

@@ -5,7 +5,6 @@ to be replayed to the upstream. A connection whose bytes are all there, which is
 never counted; one that has to wait takes an undecided slot of its source, and gives it back when it is judged.
 """
 
-import socket
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv6Address
@@ -15,15 +14,20 @@ from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
 from sniproxy.net.listener import Peer, Trust
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.strand import turn
+from sniproxy.net.sockets import Socket
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
-from sniproxy.wire.client_hello import ClientHello, ClientHelloReader, HelloError, HelloFault
-from sniproxy.wire.need_more import NEED_MORE
+from sniproxy.wire.client_hello import (
+    ClientHello,
+    ClientHelloReader,
+    HelloError,
+    HelloFault,
+    read_whole_client_hello,
+)
+from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.proxy_protocol import (
     NOT_SENT,
     NotSent,
-    ProxyHeader,
     ProxyHeaderError,
     SocketAddress,
     read_proxy_header,
@@ -76,24 +80,30 @@ class Caller(NamedTuple):
 
 
 class Intake:
-    """The reading of one connection up to its hello."""
+    """The reading of one connection up to its hello: a buffer, and what can be read from it so far.
+
+    Ask `caller`, then `client_hello`; as long as either answers NEED_MORE, await `more`.
+    """
 
     __slots__ = (
+        "_behind_header",
         "_deadline",
+        "_ended",
         "_holds_slot",
         "_peer",
+        "_reader",
         "_readiness",
         "_seconds",
         "_sock",
         "_source",
         "_undecided",
-        "received",
+        "_unread",
         "replay",
     )
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Socket,
         peer: Peer,
         readiness: Readiness,
         undecided: UndecidedCounts,
@@ -107,19 +117,42 @@ class Intake:
         self._deadline = 0
         self._source = peer.source
         self._holds_slot = False
-        self.replay = b""  # the bytes behind the PROXY header, once the hello is whole
-        self.received = 0  # how many have come, whole or not
+        self._ended = False
+        self._behind_header = False
+        self._reader: ClientHelloReader | None = None
+        self._unread = b""  # what has come and has not been looked at, or makes no whole header yet
+        self.replay: bytes | bytearray = b""  # the bytes behind the PROXY header that have been looked at
 
-    async def caller(self, door: Door) -> Caller:
+    @property
+    def received(self) -> int:
+        """How many bytes have come from behind the PROXY header."""
+        return len(self.replay) + len(self._unread) if self._behind_header else 0
+
+    def begin(self) -> None:
+        """Take what came with the connection: nearly always all there is to come. Raises ConnectionEndedError."""
+        chunk = self._receive()
+        if chunk is not None:
+            self._unread = chunk
+            self._ended = not chunk
+
+    def caller(self, door: Door) -> Caller | NeedMore:
         """Who is calling, by the PROXY header or by the listener. Raises ConnectionEndedError."""
         peer = self._peer
         if door.header is HeaderMode.NONE:
+            self._behind_header = True
             return Caller(door.static, peer.ip, NOT_SENT)
         if not door.trust.has(peer):
             raise ConnectionEndedError(
                 Reason.UNTRUSTED_PEER, f"{peer.source} is not among the listener's trusted_peers"
             )
-        header = await self._proxy_header()
+        try:
+            header = read_proxy_header(self._unread)
+        except ProxyHeaderError as malformed:
+            raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(malformed)) from None
+        if header is NEED_MORE:
+            return header
+        self._unread = self._unread[header.size :]
+        self._behind_header = True
         try:
             established = establish(header, door.tlvs, door.static)
         except IdentityError as error:
@@ -128,52 +161,28 @@ class Intake:
         self._count_by(source_ip or peer.source)
         return Caller(established.principal, source_ip, established.requested_server_name)
 
-    async def _proxy_header(self) -> ProxyHeader:
-        data = b""
-        while True:
-            chunk = self._receive()
-            if chunk is None:
-                chunk = await self._next()
-            if not chunk:
-                raise ConnectionEndedError(Reason.CLIENT_CLOSED, _closed_early(data, "PROXY header"))
-            data += chunk
-            await turn()
-            try:
-                header = read_proxy_header(data)
-            except ProxyHeaderError as error:
-                raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
-            if header is not NEED_MORE:
-                self.replay = data[header.size :]
-                self.received = len(self.replay)
-                return header
-
-    async def client_hello(self, limit: int) -> ClientHello:
+    def client_hello(self, limit: int) -> ClientHello | NeedMore:
         """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""
-        reader = ClientHelloReader(limit)
+        chunk, self._unread = self._unread, b""
+        self.replay = self.replay + chunk if self.replay else chunk
         try:
-            hello = reader.feed(self.replay) if self.replay else NEED_MORE
-            if hello is NEED_MORE:
-                hello = await self._rest_of_hello(reader)
+            if self._reader is None:
+                hello = read_whole_client_hello(chunk, limit)
+                if hello is not NEED_MORE:
+                    return hello
+                self._reader = ClientHelloReader(limit)
+            return self._reader.feed(chunk)
         except HelloError as error:
             raise refused_hello(error) from None
-        return hello
 
-    async def _rest_of_hello(self, reader: ClientHelloReader) -> ClientHello:
-        """The hello, of which what has come so far is not all."""
-        read = bytearray(self.replay)
-        while True:
-            chunk = self._receive()
-            if chunk is None:
-                chunk = await self._next()
-            if not chunk:
-                reader.close()
-            self.received += len(chunk)
-            read += chunk
-            await turn()
-            hello = reader.feed(chunk)
-            if hello is not NEED_MORE:
-                self.replay = bytes(read)
-                return hello
+    async def more(self) -> None:
+        """Wait for the next bytes, within the time of the hello. Raises ConnectionEndedError, also at the end."""
+        chunk = b"" if self._ended else await self._next()
+        if not chunk:
+            raise self._closed_early()
+        if self.replay and isinstance(self.replay, bytes):
+            self.replay = bytearray(self.replay)  # it grows from here on, by one byte at a time if it must
+        self._unread += chunk
 
     def _receive(self) -> bytes | None:
         """What has come already: bytes, b"" for the end, or None for nothing yet."""
@@ -186,17 +195,27 @@ class Intake:
             raise ConnectionEndedError(Reason.CLIENT_CLOSED, detail) from None
 
     async def _next(self) -> bytes:
-        """What comes next, within the time of the hello; b"" is the end."""
+        """What comes next; b"" is the end."""
         self._take_slot()
-        while True:
+        chunk = self._receive()  # nobody watched the socket yet
+        while chunk is None:
             try:
                 await self._readiness.edge(self._sock.fileno(), self._deadline)
             except TimeoutError:
                 detail = f"no complete ClientHello within {self._seconds:g}s"
                 raise ConnectionEndedError(Reason.HELLO_TIMEOUT, detail) from None
             chunk = self._receive()
-            if chunk is not None:
-                return chunk
+        return chunk
+
+    def _closed_early(self) -> ConnectionEndedError:
+        """The client has closed, and what we wait for has not come."""
+        if self._reader is None:
+            told = f"after {len(self._unread)} bytes of the PROXY header" if self._unread else "before its PROXY header"
+            return ConnectionEndedError(Reason.CLIENT_CLOSED, f"the client closed {told}")
+        try:
+            self._reader.close()
+        except HelloError as error:
+            return refused_hello(error)
 
     def _take_slot(self) -> None:
         if self._holds_slot:
@@ -211,7 +230,7 @@ class Intake:
     def take_replay(self) -> bytes:
         """The bytes to replay to the upstream; they are the caller's from here on, and kept no longer."""
         replay, self.replay = self.replay, b""
-        return replay
+        return bytes(replay)  # as it is, unless it came in pieces
 
     def _count_by(self, source: str) -> None:
         """From here on the connection counts for the client behind the trusted peer, and no more for the peer."""
@@ -223,12 +242,6 @@ class Intake:
         if self._holds_slot:
             self._holds_slot = False
             self._undecided.leave(self._source)
-
-
-def _closed_early(data: bytes, what: str) -> str:
-    return (
-        f"the client closed after {len(data)} bytes of the {what}" if data else f"the client closed before its {what}"
-    )
 
 
 def _plain_ip(ip: str) -> str:

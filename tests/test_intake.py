@@ -21,6 +21,7 @@ from sniproxy.net.timers import TICK
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.wire.client_hello import ClientHello
+from sniproxy.wire.need_more import NEED_MORE
 from sniproxy.wire.proxy_protocol import NOT_SENT, SocketAddress, Tlv, encode_proxy_header
 from tests.net.clock import HandClock
 from tests.net.loopback import Pair, cut, result_of, tcp_pair, turns, unix_pair, watching
@@ -83,11 +84,22 @@ class Desk:
 
         async def take() -> tuple[Caller, ClientHello]:
             try:
-                return await self.intake.caller(door), await self.intake.client_hello(limit)
+                self.intake.begin()
+                return await self.caller(door), await self.client_hello(limit)
             finally:
                 self.intake.release()
 
         return asyncio.create_task(take())
+
+    async def caller(self, door: Door) -> Caller:
+        while (caller := self.intake.caller(door)) is NEED_MORE:
+            await self.intake.more()
+        return caller
+
+    async def client_hello(self, limit: int) -> ClientHello:
+        while (hello := self.intake.client_hello(limit)) is NEED_MORE:
+            await self.intake.more()
+        return hello
 
     async def failure(self, door: Door, *parts: bytes, limit: int = LIMIT) -> ConnectionEndedError:
         """How an intake ends that gets `parts`, one after the other, and then an end."""
@@ -208,7 +220,7 @@ class TestWhoIsCalling:
     async def test_without_a_header_it_is_whom_the_listener_stands_for(self, desk: Desk) -> None:
         """And the source is the peer; no byte is read for it."""
         sleep = parse_principal(SLEEP)
-        assert Caller(sleep, GATEWAY.ip, NOT_SENT) == await desk.intake.caller(door(static=sleep))
+        assert Caller(sleep, GATEWAY.ip, NOT_SENT) == await desk.caller(door(static=sleep))
 
     async def test_a_header_of_a_stranger_is_not_even_read(self, watched: Watched) -> None:
         with desk_on(tcp_pair(), watched, Peer("198.51.100.9", 1, None)) as desk:
@@ -322,9 +334,9 @@ class TestSlots:
 
     async def test_who_waits_takes_one_until_it_is_judged(self, desk: Desk) -> None:
         """One, however many pieces the hello comes in. It is held beyond the hello, until the story gives it back."""
-        caller = await desk.intake.caller(PLAIN)
+        caller = await desk.caller(PLAIN)
         assert caller.source_ip == GATEWAY.ip
-        taking = asyncio.create_task(desk.intake.client_hello(LIMIT))
+        taking = asyncio.create_task(desk.client_hello(LIMIT))
         for piece in (HELLO[:50], HELLO[50:100], HELLO[100:]):
             await turns()
             assert desk.slots.held == Counter({GATEWAY.ip: 1})

@@ -5,7 +5,6 @@ Connection _Attempt Delay; the first to connect wins and the others are closed. 
 are the ones that the guard has judged.
 """
 
-import asyncio
 import errno
 import os
 import socket
@@ -17,6 +16,8 @@ from typing import NamedTuple
 from sniproxy.names import ServerName
 from sniproxy.net.guard import Endpoint
 from sniproxy.net.readiness import WRITABLE, Readiness
+from sniproxy.net.sockets import Socket
+from sniproxy.net.strand import Pending
 from sniproxy.net.timers import UNARMED
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.policy.model import Permit
@@ -31,7 +32,7 @@ class Connected(NamedTuple):
     `events` is what it has reported so far, to the attempt: the next owner must not wait for it to be said again.
     """
 
-    socket: socket.socket
+    socket: Socket
     endpoint: Endpoint
     events: int
 
@@ -41,7 +42,7 @@ class _Attempt:
 
     __slots__ = ("_race", "endpoint", "events", "socket")
 
-    def __init__(self, endpoint: Endpoint, sock: socket.socket, race: "_Race") -> None:
+    def __init__(self, endpoint: Endpoint, sock: Socket, race: "_Race") -> None:
         self.endpoint = endpoint
         self.socket = sock
         self.events = 0
@@ -63,11 +64,11 @@ class _Race:
 
     __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "slot", "winner")
 
-    def __init__(self, name: ServerName, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> None:
-        self.winner: asyncio.Future[_Attempt] = readiness.loop.create_future()
+    def __init__(self, name: ServerName, endpoints: list[Endpoint], timeout: float, readiness: Readiness) -> None:
+        self.winner: Pending[_Attempt] = Pending()
         self.slot = UNARMED
         self._name = name
-        self._waiting = list(reversed(endpoints))
+        self._waiting = endpoints[::-1]
         self._running: list[_Attempt] = []
         self._failures: list[tuple[Endpoint, int]] = []
         self._readiness = readiness
@@ -82,16 +83,18 @@ class _Race:
             if error == 0:
                 break
             self._failures.append((endpoint, error))
-        if self._running:
-            left = self._deadline - self._readiness.loop.time()
-            self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left) if self._waiting else left)
-        else:
+        if not self._running:
             self._lose()
+        elif self._waiting:
+            left = self._deadline - self._readiness.loop.time()
+            self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left))
+        else:
+            self._readiness.timers.arm_until(self, self._deadline)
 
     def _start(self, endpoint: Endpoint) -> int:
         """Begin to connect. The errno if that failed at once."""
         try:
-            sock = socket.socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = Socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             return error.errno or errno.EIO
         try:
@@ -109,10 +112,10 @@ class _Race:
 
     def settle(self, attempt: _Attempt, error: int) -> None:
         """An attempt has connected or failed. Runs inside a dispatch, so the next one starts after it."""
-        if self.winner.done() or attempt not in self._running:
+        if self.winner.is_done or attempt not in self._running:
             return
         if error == 0:
-            self.winner.set_result(attempt)
+            self.winner.succeed(attempt)
             return
         self._running.remove(attempt)
         self._failures.append((attempt.endpoint, error))
@@ -120,11 +123,11 @@ class _Race:
 
     def _replace(self, failed: _Attempt) -> None:
         self._close(failed)
-        if not self.winner.done():
+        if not self.winner.is_done:
             self.start_next()
 
     def expire(self) -> None:
-        if self.winner.done():
+        if self.winner.is_done:
             return
         if self._readiness.loop.time() < self._deadline:
             self.start_next()
@@ -133,7 +136,7 @@ class _Race:
             self._lose()
 
     def _lose(self) -> None:
-        self.winner.set_exception(_failure(self._name, self._failures, self._timeout))
+        self.winner.fail(_failure(self._name, self._failures, self._timeout))
 
     def close(self, winner: _Attempt | None) -> None:
         """Forget the timer and every attempt but the winner."""
@@ -154,12 +157,13 @@ async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, re
     The permit says that a rule allowed this. Raises ConnectionEndedError with what became of each address.
     """
     race = _Race(permit.server_name, interleave(endpoints), timeout, readiness)
-    winner: _Attempt | None = None
     try:
         race.start_next()
         winner = await race.winner
-    finally:
-        race.close(winner)
+    except BaseException:
+        race.close(None)
+        raise
+    race.close(winner)
     return Connected(winner.socket, winner.endpoint, winner.events)
 
 

@@ -14,10 +14,11 @@ import struct
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
+from sniproxy.net.sockets import Socket, accept
 
 _BACKLOG = 4096
 
@@ -149,7 +150,7 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "another process listens there")
 
 
-OnConnection = Callable[[socket.socket, Peer], None]
+OnConnection = Callable[[Socket, Peer], None]
 
 
 class Acceptor:
@@ -170,6 +171,7 @@ class Acceptor:
         self._loop = loop
         self._on_connection = on_connection
         self._on_shed = on_shed
+        self._family = int(sock.family)
         self._is_unix = sock.family == socket.AF_UNIX
         self._burst = 1
         self._spare = _spare_descriptor()
@@ -211,17 +213,16 @@ class Acceptor:
     def _accept(self) -> bool:
         """Accept one connection. False when none waits."""
         try:
-            sock, address = self._sock.accept()
+            sock, address = accept(self._sock, self._family)
         except BlockingIOError:
             return False
         except OSError as error:
             # The peer is gone already (ECONNABORTED and the network errors that accept(2) passes on): next, please.
             return self._shed() if error.errno in _NO_ROOM else True
-        sock.setblocking(False)
         self._on_connection(sock, self._peer(sock, address))
         return True
 
-    def _peer(self, sock: socket.socket, address: tuple[str, int]) -> Peer:
+    def _peer(self, sock: Socket, address: Any) -> Peer:
         if self._is_unix:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             return Peer("", 0, _UCRED.unpack(credentials)[1])
@@ -233,7 +234,7 @@ class Acceptor:
             os.close(self._spare)
             self._spare = None
             try:
-                sock, address = self._sock.accept()
+                sock, address = accept(self._sock, self._family)
             except BlockingIOError:
                 # accept(2) looks for a descriptor first: what it says without one is not that anybody waits.
                 self._spare = _spare_descriptor()
@@ -241,8 +242,8 @@ class Acceptor:
             except OSError:
                 pass  # it was not for want of a descriptor of ours
             else:
-                with sock:
-                    self._on_shed(self._peer(sock, address))
+                self._on_shed(self._peer(sock, address))
+                sock.close()
                 self._spare = _spare_descriptor()
         if self._spare is not None:
             return True

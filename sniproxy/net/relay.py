@@ -15,14 +15,15 @@ What must hold, whatever the order of events:
   outcome names the side.
 """
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
-from select import EPOLLERR
+from select import EPOLLERR, EPOLLRDHUP
 
 from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
+from sniproxy.net.sockets import Socket
+from sniproxy.net.strand import Pending
 from sniproxy.net.timers import TICK, UNARMED
 from sniproxy.outcome import Reason
 
@@ -33,6 +34,8 @@ _VIEW = memoryview(_BUFFER)
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
 _FLOWING = 16 * 1024
+# An end, and whether it is an orderly one: a reset drops what we would hold back for it.
+_ENDING = EPOLLRDHUP | EPOLLERR
 # Moves in one turn, before the other connections get theirs.
 _BUDGET = 16
 
@@ -45,6 +48,7 @@ class _Flow:
         "flowing",
         "has_turn",
         "is_broken",
+        "is_ending",
         "is_over",
         "moved",
         "pending",
@@ -55,7 +59,7 @@ class _Flow:
         "source",
     )
 
-    def __init__(self, source: socket.socket, sink: socket.socket, reset: Reason, count: Callable[[int], None]) -> None:
+    def __init__(self, source: Socket, sink: Socket, reset: Reason, count: Callable[[int], None]) -> None:
         self.source = source
         self.sink = sink
         self.reset = reset  # the outcome if the source is reset
@@ -66,6 +70,7 @@ class _Flow:
         self.piped = 0
         self.flowing = False
         self.has_turn = False  # one that spent its budget and has asked for another turn
+        self.is_ending = False  # the source has ended behind what is still to be read
         self.is_broken = False  # the source was reset; behind an end of its own no read will tell
         self.is_over = False
 
@@ -76,7 +81,7 @@ class _Flow:
 
 
 class Relay:
-    """Relays between two connected, non-blocking sockets. `run` it once; it closes neither."""
+    """Relays between two connected, non-blocking sockets. `start` it once, and `close` it; it closes no socket."""
 
     __slots__ = (
         "_done",
@@ -87,6 +92,7 @@ class Relay:
         "_readiness",
         "_request",
         "_response",
+        "_timers",
         "_touched",
         "_up",
         "slot",
@@ -94,8 +100,8 @@ class Relay:
 
     def __init__(
         self,
-        downstream: socket.socket,
-        upstream: socket.socket,
+        downstream: Socket,
+        upstream: Socket,
         readiness: Readiness,
         pipes: PipePool,
         idle: float,
@@ -105,11 +111,12 @@ class Relay:
         self._down = downstream
         self._up = upstream
         self._readiness = readiness
+        self._timers = readiness.timers
         self._pipes = pipes
         self._idle = idle
         self._request = _Flow(downstream, upstream, Reason.CLIENT_RESET, count_received)
         self._response = _Flow(upstream, downstream, Reason.UPSTREAM_RESET, count_sent)
-        self._done: asyncio.Future[Reason] = readiness.loop.create_future()
+        self._done: Pending[Reason] = Pending()
         self._outcome = Reason.DONE
         self._touched = 0
         self.slot = UNARMED
@@ -124,24 +131,28 @@ class Relay:
         """Bytes that went to downstream."""
         return self._response.moved
 
-    async def run(self, head: bytes, heard: int) -> Reason:
-        """Relay until both directions have ended.
+    def start(self, head: bytes, heard: int) -> Pending[Reason]:
+        """Relay until both directions have ended: to DONE, CLIENT_RESET, UPSTREAM_RESET, IDLE_TIMEOUT, or `stop`'s word.
 
         `head` is what was read from downstream already, and `heard` the epoll events that upstream's owner before
-        us was told of. Returns DONE, CLIENT_RESET, UPSTREAM_RESET or IDLE_TIMEOUT.
+        us was told of.
         """
-        timers = self._readiness.timers
-        self._touched = timers.now
-        timers.arm(self, self._idle)
+        self._timers.arm(self, self._idle)
+        self._touched = self._timers.next_tick
         self._request.pending = head
-        del head  # an idle connection owns no buffer, and a coroutine keeps its arguments
-        try:
-            self._start(heard)
-            return await self._done
-        finally:
-            timers.disarm(self)
-            self._drop_pipe(self._request)
-            self._drop_pipe(self._response)
+        self._start(heard)
+        return self._done
+
+    def close(self) -> None:
+        """Give back the timer and the pipes. The counts stay."""
+        self._done.succeed(self._outcome)
+        self._timers.disarm(self)
+        self._drop_pipe(self._request)
+        self._drop_pipe(self._response)
+
+    def stop(self, reason: Reason) -> None:
+        """End now, for `reason`; what waits to be passed on is dropped."""
+        self._done.succeed(reason)
 
     def _start(self, heard: int) -> None:
         watch = self._readiness.watch
@@ -151,6 +162,7 @@ class Relay:
             # It was watched while we waited for the hello: edges may have gone by.
             self._pump(self._request, ended=True)
         if heard & READABLE:
+            self._response.is_ending = heard & _ENDING == EPOLLRDHUP
             self._pump(self._response, ended=True)
 
     def _on_downstream(self, events: int) -> None:
@@ -160,13 +172,14 @@ class Relay:
         self._on_events(events, self._response, self._request)
 
     def _on_events(self, events: int, from_it: _Flow, to_it: _Flow) -> None:
-        if self._done.done():
+        if self._done.is_done:
             return
-        self._touched = self._readiness.timers.now
+        self._touched = self._timers.next_tick
         if events & WRITABLE and (to_it.pending or to_it.piped):
             # What kept this flow from reading is gone, so it must look for what came meanwhile.
             self._pump(to_it, ended=True)
         if events & READABLE:
+            from_it.is_ending = events & _ENDING == EPOLLRDHUP
             self._pump(from_it, ended=bool(events & HANGUP))
             if events & EPOLLERR:
                 from_it.is_broken = True
@@ -175,18 +188,18 @@ class Relay:
 
     def expire(self) -> None:
         """The idle timer is due: end, unless bytes flowed since it was armed."""
-        if self._done.done():
+        if self._done.is_done:
             return
-        timers = self._readiness.timers
-        quiet = (timers.now - self._touched) * TICK
+        timers = self._timers
+        quiet = (timers.next_tick - self._touched) * TICK
         if quiet < self._idle:
             timers.arm(self, self._idle - quiet)
         else:
-            self._done.set_result(Reason.IDLE_TIMEOUT)
+            self._done.succeed(Reason.IDLE_TIMEOUT)
 
     def _pump(self, flow: _Flow, *, ended: bool) -> None:
         """Move what can be moved. `ended`: read on until EAGAIN or the end, for no event will say so again."""
-        if flow.is_over or flow.has_turn or not self._flush(flow):
+        if flow.is_over or flow.has_turn or not (self._flush(flow) if flow.pending or flow.piped else True):
             return
         for _ in range(_BUDGET):
             pipe = self._lease_pipe(flow) if flow.flowing else None
@@ -211,7 +224,9 @@ class Relay:
         if size == 0:
             self._finish(flow)
             return 0
-        return size if self._send(flow, _VIEW[:size]) else 0
+        # The last bytes wait for the end that is passed on next, and go with it in one packet.
+        flags = socket.MSG_MORE if flow.is_ending and size < len(_BUFFER) else 0
+        return size if self._send(flow, _VIEW[:size], flags) else 0
 
     def _splice(self, flow: _Flow, pipe: Pipe) -> None:
         """Fill the empty pipe, empty it, and so on: with an empty pipe EAGAIN can only mean the source."""
@@ -242,10 +257,10 @@ class Relay:
             return self._send(flow, waiting)
         return True
 
-    def _send(self, flow: _Flow, data: bytes | memoryview) -> bool:
+    def _send(self, flow: _Flow, data: bytes | memoryview, flags: int = 0) -> bool:
         """Send `data`; True if all of it went. What did not is kept, in memory of its own."""
         try:
-            sent = flow.sink.send(data)
+            sent = flow.sink.send(data, flags)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -282,7 +297,7 @@ class Relay:
 
     def _resume(self, flow: _Flow) -> None:
         flow.has_turn = False
-        if not self._done.done():
+        if not self._done.is_done:
             self._pump(flow, ended=True)
 
     def _lease_pipe(self, flow: _Flow) -> Pipe | None:
@@ -329,8 +344,8 @@ class Relay:
             self._pump(other, ended=True)
 
     def _end(self) -> None:
-        if not self._done.done():
-            self._done.set_result(self._outcome)
+        if not self._done.is_done:
+            self._done.succeed(self._outcome)
 
     def _other(self, flow: _Flow) -> _Flow:
         return self._response if flow is self._request else self._request

@@ -1,4 +1,8 @@
-"""Ways to close a socket, and what to know before."""
+"""The sockets of connections, and the ways to close one.
+
+A connection's sockets are of the kernel's own kind, `socket.SocketType`. The class `socket.socket` around it adds a
+dictionary to each, and Python code to every accept, creation and close: a tenth of what a short connection costs us.
+"""
 
 import asyncio
 import contextlib
@@ -6,6 +10,7 @@ import fcntl
 import socket
 import struct
 import termios
+from typing import Any
 
 from sniproxy.net.readiness import Readiness
 
@@ -19,8 +24,21 @@ _FLUSH_STEP = 0.05
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
+Socket = socket.SocketType
 
-async def hang_up(sock: socket.socket, farewell: bytes, readiness: Readiness) -> None:
+
+def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
+    """The next connection of a listening socket of `family`, non-blocking, and its address in Python's form.
+
+    Raises OSError, as accept(2) does.
+    """
+    fd, address = listener._accept()  # type: ignore[attr-defined]  # what socket.socket.accept() is made of
+    sock = Socket(family, socket.SOCK_STREAM, 0, fd)
+    sock.setblocking(False)
+    return sock, address
+
+
+async def hang_up(sock: Socket, farewell: bytes, readiness: Readiness) -> None:
     """Send `farewell` and an end, then wait for the peer's.
 
     Closing a socket with unread bytes makes the kernel send a reset, which can overtake the farewell (RFC 1122
@@ -33,19 +51,26 @@ async def hang_up(sock: socket.socket, farewell: bytes, readiness: Readiness) ->
         sock.send(farewell)
         sock.shutdown(socket.SHUT_WR)
         while left > 0:
-            try:
-                data = sock.recv(left)
-            except BlockingIOError:
+            data = _read_now(sock, left)
+            if data is None:
                 await readiness.edge(sock.fileno(), deadline)
-                continue
-            if not data:
+            elif data:
+                left -= len(data)
+            else:
                 return
-            left -= len(data)
     except (OSError, TimeoutError):
         return  # it has hung up, or has had its time
 
 
-def cut_off(sock: socket.socket, farewell: bytes) -> None:
+def _read_now(sock: Socket, size: int) -> bytes | None:
+    """What there is to read: bytes, b"" for the end, or None for nothing yet."""
+    try:
+        return sock.recv(size)
+    except BlockingIOError:
+        return None
+
+
+def cut_off(sock: Socket, farewell: bytes) -> None:
     """Send `farewell` and be done: what a client gets while there is no room to wait for it."""
     # Read what came, so that closing does not turn into a reset that overtakes the farewell.
     with contextlib.suppress(OSError):
@@ -54,7 +79,7 @@ def cut_off(sock: socket.socket, farewell: bytes) -> None:
         sock.send(farewell)
 
 
-async def reset(sock: socket.socket) -> None:
+async def reset(sock: Socket) -> None:
     """Make the next close send a reset instead of an end, once the peer has all that we sent.
 
     The relay passes a reset on as a reset, for a peer must not take a broken stream for a finished one. But a reset
@@ -70,7 +95,7 @@ async def reset(sock: socket.socket) -> None:
         await asyncio.sleep(_FLUSH_STEP)
 
 
-def unsent(sock: socket.socket) -> int:
+def unsent(sock: Socket) -> int:
     """Bytes in the send queue that the peer has not acknowledged (SIOCOUTQ, tcp(7)); 0 on a Unix socket's end."""
     answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
     return int.from_bytes(answer, "little")

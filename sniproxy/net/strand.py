@@ -16,14 +16,62 @@ in it, so asyncio.timeout and asyncio.wait_for have no place there: deadlines ar
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
+from typing import Generic, TypeVar, cast
 
-Awaited = asyncio.Future[object] | None
+T = TypeVar("T")
 
 
 @types.coroutine
 def turn() -> Generator[None, None, None]:
     """Let the others come this far, and go on with them."""
     yield
+
+
+class Pending(Generic[T]):
+    """A result that one strand waits for: a future with nothing between its end and the strand's next turn.
+
+    Only a strand can await it, and only once.
+    """
+
+    __slots__ = ("_error", "_result", "_strand", "is_done")
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._strand: Strand | None = None
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    def succeed(self, result: T) -> None:
+        """The result, unless there is one already."""
+        if not self.is_done:
+            self.is_done = True
+            self._result = result
+            self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """The same, with an error that the one who waits gets raised."""
+        if not self.is_done:
+            self.is_done = True
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._strand is not None:
+            self._strand.go_on()
+
+    def __await__(self) -> Generator["Pending[T]", None, T]:
+        if not self.is_done:
+            yield self
+        if self._error is not None:
+            raise self._error
+        result, self._result = self._result, None  # for it may know us
+        return cast(T, result)
+
+    def wakes(self, strand: "Strand") -> None:
+        self._strand = strand
+
+
+Awaited = asyncio.Future[object] | Pending[object] | None
 
 
 class Turns:
@@ -68,9 +116,15 @@ class Strand:
         if awaited is None:  # a bare yield: a turn, or asyncio.sleep(0)
             self._turns.add(self)
             return
+        self._awaited = awaited
+        if isinstance(awaited, Pending):
+            awaited.wakes(self)
+            if self._is_cancelled:
+                self._is_cancelled = False
+                awaited.fail(asyncio.CancelledError())
+            return
         # What Future.__await__ sets before it yields itself, and asks whoever drives the coroutine to take back.
         awaited._asyncio_future_blocking = False
-        self._awaited = awaited
         awaited.add_done_callback(self._go_on)
         if self._is_cancelled:
             self._is_cancelled = False
@@ -78,10 +132,18 @@ class Strand:
 
     def cancel(self) -> None:
         """Let the future that the coroutine awaits, or the next one if it waits for a turn, raise CancelledError."""
-        if self._awaited is not None:
-            self._awaited.cancel()
+        awaited = self._awaited
+        if isinstance(awaited, Pending):
+            awaited.fail(asyncio.CancelledError())
+        elif awaited is not None:
+            awaited.cancel()
         else:
             self._is_cancelled = True
+
+    def go_on(self) -> None:
+        """What it waited for is there: its next turn, please."""
+        self._awaited = None
+        self._turns.add(self)
 
     def _go_on(self, _done: asyncio.Future[object]) -> None:
         self._awaited = None

@@ -29,7 +29,7 @@ class TimerWheel:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._slots: dict[int, set[Timer]] = {}
-        self._next = self.now
+        self.next_tick = self.now  # while any timer is armed, a clock that costs nothing to read
         self._ticking = False
 
     @property
@@ -45,15 +45,19 @@ class TimerWheel:
         """Let `timer` expire in `seconds`, instead of when it would have."""
         self.arm_at(timer, self.after(seconds))
 
+    def arm_until(self, timer: Timer, deadline: float) -> None:
+        """The same at `deadline`, a time of the event loop's clock."""
+        self.arm_at(timer, math.ceil(deadline / TICK))
+
     def arm_at(self, timer: Timer, slot: int) -> None:
         """The same at the tick `slot`, or the next one where that is past."""
         if timer.slot != UNARMED:
             self.disarm(timer)
         if not self._ticking:
             self._ticking = True
-            self._next = self.now + 1
-            self._loop.call_at(self._next * TICK, self._tick)
-        slot = max(slot, self._next)
+            self.next_tick = self.now + 1
+            self._loop.call_at(self.next_tick * TICK, self._tick)
+        slot = max(slot, self.next_tick)
         timer.slot = slot
         bucket = self._slots.get(slot)
         if bucket is None:
@@ -71,12 +75,12 @@ class TimerWheel:
         timer.slot = UNARMED
 
     def _tick(self) -> None:
-        # Called at the beginning of the tick `_next`; where rounding says otherwise, rounding is wrong.
-        now = max(self.now, self._next)
+        # Called at the beginning of the tick `next_tick`; where rounding says otherwise, rounding is wrong.
+        now = max(self.now, self.next_tick)
         # Each slot up to now is visited once; a slot that is armed meanwhile is later than all of them.
-        while self._next <= now:
-            slot = self._next
-            self._next += 1
+        while self.next_tick <= now:
+            slot = self.next_tick
+            self.next_tick += 1
             # Taken one by one, for each may disarm or put off others of its own tick.
             due = self._slots.get(slot)
             while due:
@@ -84,7 +88,7 @@ class TimerWheel:
             self._slots.pop(slot, None)
         self._ticking = bool(self._slots)
         if self._ticking:
-            self._loop.call_at(self._next * TICK, self._tick)
+            self._loop.call_at(self.next_tick * TICK, self._tick)
 
     def _expire(self, timer: Timer) -> None:
         timer.slot = UNARMED

@@ -315,6 +315,15 @@ def _malformed(detail: str) -> HelloError:
 # ---- The records ----
 
 
+def read_whole_client_hello(data: bytes, limit: int) -> ClientHello | NeedMore:
+    """The ClientHello, if `data` begins with one record that holds all of it, as nearly every connection does.
+
+    NEED_MORE leaves the rest, and what is wrong, to a `ClientHelloReader`. Raises HelloError.
+    """
+    message = _whole_message(data, limit)
+    return parse_client_hello(message) if message else NEED_MORE
+
+
 class ClientHelloReader:
     """Takes the downstream's first bytes as they come, until they make a ClientHello.
 

@@ -11,10 +11,11 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from sniproxy.net.readiness import Readiness
+from sniproxy.net.strand import Strand, Turns
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
 
@@ -41,8 +42,30 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def result_of(task: "asyncio.Task[T]") -> T:
-    """The result of a task that is about to end."""
+class InStrand(asyncio.Future[T]):
+    """The result of a coroutine that runs in a strand, as in the proxy. To cancel it is to cancel the strand."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop=loop)
+        self._strand = Strand(self._tell(coroutine), Turns(loop), lambda _: None)
+        self._strand.run()
+
+    async def _tell(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        try:
+            self.set_result(await coroutine)
+        except asyncio.CancelledError:
+            super().cancel()
+        except Exception as error:
+            self.set_exception(error)
+
+    def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002
+        self._strand.cancel()
+        return True
+
+
+async def result_of(task: asyncio.Future[T]) -> T:
+    """The result of a task, or of a strand, that is about to end."""
     return await asyncio.wait_for(asyncio.shield(task), PATIENCE)
 
 

@@ -24,6 +24,7 @@ from sniproxy.policy.model import Permit
 from tests.net.clock import HandClock
 from tests.net.loopback import (
     LOCALHOST,
+    InStrand,
     black_hole,
     cut,
     no_descriptor_left,
@@ -65,14 +66,14 @@ async def readiness(watched: tuple[Readiness, HandClock]) -> Readiness:
     return watched[0]
 
 
-async def failure(dialling: "asyncio.Task[Connected]") -> tuple[Reason, str]:
+async def failure(dialling: asyncio.Future[Connected]) -> tuple[Reason, str]:
     with pytest.raises(ConnectionEndedError) as caught:
         await result_of(dialling)
     return caught.value.reason, caught.value.detail
 
 
-def dialling(readiness: Readiness, *endpoints: Endpoint, timeout: float = 5.0) -> "asyncio.Task[Connected]":
-    return asyncio.create_task(dial(PERMIT, endpoints, timeout, readiness))
+def dialling(readiness: Readiness, *endpoints: Endpoint, timeout: float = 5.0) -> asyncio.Future[Connected]:
+    return InStrand(dial(PERMIT, endpoints, timeout, readiness))
 
 
 def hang_up(readiness: Readiness, attempt: Connected) -> None:
@@ -80,7 +81,7 @@ def hang_up(readiness: Readiness, attempt: Connected) -> None:
     attempt.socket.close()
 
 
-async def winner_of(readiness: Readiness, dialled: "asyncio.Task[Connected]") -> Endpoint:
+async def winner_of(readiness: Readiness, dialled: asyncio.Future[Connected]) -> Endpoint:
     """Where a dial ended up. Its socket is closed."""
     attempt = await result_of(dialled)
     hang_up(readiness, attempt)
@@ -93,7 +94,7 @@ class TestOneAddress:
         """The socket is connected, non-blocking, without Nagle's algorithm, and closed on exec."""
         with origin(family) as (server, endpoint):
             attempt = await result_of(dialling(readiness, endpoint))
-            with attempt.socket as sock, server.accept()[0] as accepted:
+            with contextlib.closing(attempt.socket) as sock, server.accept()[0] as accepted:
                 assert sock.getpeername()[:2] == (endpoint.host, endpoint.port)
                 assert (False, False) == (sock.getblocking(), os.get_inheritable(sock.fileno()))
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -136,7 +137,6 @@ class TestOneAddress:
         """A server that speaks first may have spoken before anybody else watches the socket."""
         with origin() as (server, endpoint):
             dialled = dialling(readiness, endpoint)
-            await asyncio.sleep(0)
             with server.accept()[0] as accepted:
                 accepted.send(b"220 ready")
                 attempt = await result_of(dialled)
@@ -147,7 +147,6 @@ class TestOneAddress:
         """Nothing was sent yet, so the next address can serve."""
         with origin() as (server, endpoint), origin() as (_, good):
             dialled = dialling(readiness, endpoint, good)
-            await asyncio.sleep(0)
             cut(server.accept()[0])
             assert good == await winner_of(readiness, dialled)
 

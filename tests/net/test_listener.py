@@ -16,6 +16,7 @@ import pytest
 from sniproxy.config.model import Listener
 from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
 from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
+from sniproxy.net.sockets import Socket
 from tests.net.clock import HandClock
 from tests.net.loopback import PATIENCE, no_descriptor_left, open_descriptors, turns, until
 
@@ -240,7 +241,7 @@ class Reception:
     sock: socket.socket
     clock: HandClock
     acceptor: Acceptor
-    accepted: list[tuple[socket.socket, Peer]] = field(default_factory=list)
+    accepted: list[tuple[Socket, Peer]] = field(default_factory=list)
     shed: list[Peer] = field(default_factory=list)
     clients: list[socket.socket] = field(default_factory=list)
 
@@ -264,7 +265,7 @@ def reception(address: TcpAddress | UnixAddress = ANY_PORT) -> Iterator[Receptio
     (sock,) = open_listener(address, 1)
     its: Reception
 
-    def on_connection(accepted: socket.socket, peer: Peer) -> None:
+    def on_connection(accepted: Socket, peer: Peer) -> None:
         its.accepted.append((accepted, peer))
 
     def on_shed(peer: Peer) -> None:
@@ -447,11 +448,11 @@ def failing_accept(desk: Reception, fault: int, monkeypatch: pytest.MonkeyPatch)
     """Let every accept of any socket fail; a list that grows with each."""
     asked: list[int] = []
 
-    def fail(sock: socket.socket) -> Iterable[object]:
+    def fail(sock: socket.socket, _family: int) -> Iterable[object]:
         asked.append(sock.fileno())
         raise OSError(fault, os.strerror(fault))
 
-    monkeypatch.setattr(socket.socket, "accept", fail)
+    monkeypatch.setattr("sniproxy.net.listener.accept", fail)
     return asked
 
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,7 @@ from sniproxy.outcome import Reason
 from tests.net.clock import HandClock
 from tests.net.loopback import (
     PATIENCE,
+    InStrand,
     Pair,
     cut,
     fill,
@@ -86,7 +88,7 @@ class Stage:
     downstream: socket.socket
     upstream: socket.socket
     relay: Relay
-    running: "asyncio.Task[Reason]"
+    running: "asyncio.Future[Reason]"
     pipes: LentPipes
     clock: HandClock
     readiness: Readiness
@@ -149,7 +151,7 @@ async def relaying(
             return add
 
         relay = Relay(down[0], up[0], readiness, pool, idle, count("received"), count("sent"))
-        running = asyncio.create_task(relay.run(head, heard[0]))
+        running = InStrand(run(relay, head, heard[0]))
         await asyncio.sleep(0)
         try:
             yield Stage(down[1], up[1], down[0], up[0], relay, running, pool, clock, readiness, counted)
@@ -169,6 +171,14 @@ async def watched() -> AsyncIterator[tuple[Readiness, HandClock]]:
 
 
 Watched = tuple[Readiness, HandClock]
+
+
+async def run(relay: Relay, head: bytes, heard: int) -> Reason:
+    """As the story of a connection runs a relay."""
+    try:
+        return await relay.start(head, heard)
+    finally:
+        relay.close()
 
 
 # ---- Random interleavings ----
@@ -195,6 +205,13 @@ class Speaker:
             chunk = read_some(self.sock, size)
             self.heard += chunk or b""
             self.has_heard_end = chunk == b""
+
+    def read_all(self) -> None:
+        """Everything that has come."""
+        before = -1
+        while len(self.heard) > before:
+            before = len(self.heard)
+            self.read(MIB)
 
     def end(self) -> None:
         if self.said == len(self.script) and not self.has_ended:
@@ -340,7 +357,7 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
                 return stage.running.done() and (left.has_heard_end or unsent(near) == 0)  # noqa: B023 - called at once
 
             await until(rest, what)
-            left.read(MIB)
+            left.read_all()
             expected = {reasons[breaker], Reason.DONE} if both_had_ended else {reasons[breaker]}
             assert await stage.ends() in expected, what
             assert broken.script.startswith(bytes(left.heard)), what
@@ -407,6 +424,12 @@ class TestResets:
 # ---- Ends ----
 
 
+def segments_received(sock: socket.socket) -> int:
+    """tcpi_segs_in of struct tcp_info, linux/tcp.h."""
+    (count,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 140)
+    return int(count)
+
+
 class TestEnds:
     @pytest.mark.parametrize("kind", PAIRS)
     async def test_the_end_of_one_direction_leaves_the_other_open(self, watched: Watched, kind: str) -> None:
@@ -421,6 +444,16 @@ class TestEnds:
                 assert not stage.running.done()
                 other.shutdown(socket.SHUT_WR)
                 assert await stage.ends() is Reason.DONE
+
+    async def test_the_last_bytes_and_the_end_go_in_one_packet(self, watched: Watched) -> None:
+        """A short answer and its end are there together: one packet, instead of two that each wake somebody up."""
+        async with relaying(watched) as stage:
+            await turns()
+            before = segments_received(stage.client)
+            stage.origin.send(b"the answer")
+            stage.origin.shutdown(socket.SHUT_WR)
+            assert await read_to_end(stage.client) == b"the answer"
+            assert segments_received(stage.client) - before == 1
 
     async def test_both_may_end_at_once_and_without_a_byte(self, watched: Watched) -> None:
         async with relaying(watched) as stage:
@@ -600,7 +633,7 @@ class EndlessSocket:
         self.reads += 1
         return len(buffer)
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, _flags: int = 0) -> int:
         return len(data)
 
 
@@ -609,12 +642,9 @@ class Turns:
 
     def __init__(self) -> None:
         self.loop = self.timers = self
-        self.now = 0
+        self.next_tick = 0
         self.waiting: list[Callable[[], object]] = []
         self.handlers: dict[int, Callable[[int], None]] = {}
-
-    def create_future(self) -> "asyncio.Future[Reason]":
-        return asyncio.get_running_loop().create_future()
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         self.waiting.append(lambda: callback(*args))
@@ -646,7 +676,7 @@ class TestFairness:
             lambda _: None,
             lambda _: None,
         )
-        running = asyncio.create_task(relay.run(b"", 0))
+        running = InStrand(run(relay, b"", 0))
         await turns()
         per_turn = []
         for _ in range(10):
@@ -740,6 +770,27 @@ class TestIdling:
             assert await read_to_end(stage.origin) == b""
             stage.clock.advance(5.0 + 2 * TICK)
             assert await stage.ends() is Reason.IDLE_TIMEOUT
+
+
+class TestStopping:
+    @pytest.mark.parametrize("pipes", [0, 2])
+    async def test_it_ends_at_once_whatever_is_under_way(self, watched: Watched, pipes: int) -> None:
+        """For the reason given; what waited for a reader is dropped, and its pipe with it."""
+        async with relaying(watched, pipes=pipes, upstream=tcp_pair(TINY)) as stage:
+            for _ in range(50):
+                fill(stage.client)
+                await asyncio.sleep(0)
+            assert stage.held > 0
+            stage.relay.stop(Reason.POLICY_CHANGED)
+            assert await stage.ends() is Reason.POLICY_CHANGED
+
+    async def test_who_has_ended_stays_as_he_ended(self, watched: Watched) -> None:
+        async with relaying(watched) as stage:
+            stage.relay.stop(Reason.POLICY_CHANGED)
+            stage.relay.stop(Reason.DRAIN)
+            cut(stage.client)
+            assert await stage.ends() is Reason.POLICY_CHANGED
+            stage.relay.stop(Reason.DRAIN)
 
 
 class TestCancellation:

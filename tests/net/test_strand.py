@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sniproxy.net.strand import Strand, Turns, turn
+from sniproxy.net.strand import Pending, Strand, Turns, turn
 
 
 def strand_of(coroutine: Coroutine[Any, None, None], on_end: Callable[[Strand], None]) -> Strand:
@@ -173,3 +173,99 @@ async def test_a_turn_is_a_turn_in_a_task_as_well() -> None:
         return "told"
 
     assert await asyncio.create_task(story()) == "told"
+
+
+class TestPending:
+    """A result that one strand waits for."""
+
+    async def test_its_strand_goes_on_with_the_result_in_the_next_turn(self) -> None:
+        pending: Pending[str] = Pending()
+        heard: list[str] = []
+        over: list[Strand] = []
+
+        async def story() -> None:
+            heard.append(await pending)
+
+        strand_of(story(), over.append).run()
+        pending.succeed("news")
+        assert heard == []
+        await ended(over)
+        assert heard == ["news"]
+
+    async def test_an_error_is_raised_where_it_is_awaited(self) -> None:
+        pending: Pending[None] = Pending()
+        caught: list[str] = []
+        over: list[Strand] = []
+
+        async def story() -> None:
+            try:
+                await pending
+            except TimeoutError as error:
+                caught.append(str(error))
+
+        strand_of(story(), over.append).run()
+        pending.fail(TimeoutError("too late"))
+        await ended(over)
+        assert caught == ["too late"]
+
+    async def test_what_is_there_already_is_not_waited_for(self) -> None:
+        pending: Pending[int] = Pending()
+        pending.succeed(7)
+        heard: list[int] = []
+        over: list[Strand] = []
+
+        async def story() -> None:
+            heard.append(await pending)
+
+        strand_of(story(), over.append).run()
+        assert (heard, len(over)) == ([7], 1)
+
+    async def test_the_first_outcome_stands(self) -> None:
+        pending: Pending[int] = Pending()
+        pending.succeed(1)
+        pending.succeed(2)
+        pending.fail(ValueError("3"))
+        heard: list[int] = []
+
+        async def story() -> None:
+            heard.append(await pending)
+
+        strand_of(story(), lambda _: None).run()
+        assert heard == [1]
+
+    async def test_cancelling_the_strand_raises_at_the_await(self) -> None:
+        """And what comes of it later is nobody's business."""
+        pending: Pending[None] = Pending()
+        steps: list[str] = []
+        over: list[Strand] = []
+
+        async def story() -> None:
+            try:
+                await pending
+            except asyncio.CancelledError:
+                steps.append("cancelled")
+
+        strand = strand_of(story(), over.append)
+        strand.run()
+        strand.cancel()
+        pending.succeed(None)
+        await ended(over)
+        assert steps == ["cancelled"]
+
+    async def test_those_whose_results_come_together_go_on_together(self) -> None:
+        """In one turn, in the order in which the results came."""
+        first: Pending[str] = Pending()
+        second: Pending[str] = Pending()
+        steps: list[str] = []
+        over: list[Strand] = []
+        turns = Turns(asyncio.get_running_loop())
+
+        async def story(name: str, pending: Pending[str]) -> None:
+            steps.append(name + await pending)
+
+        Strand(story("a", first), turns, over.append).run()
+        Strand(story("b", second), turns, over.append).run()
+        second.succeed("2")
+        first.succeed("1")
+        await asyncio.sleep(0)
+        assert steps == ["b2", "a1"]

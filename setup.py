@@ -1,0 +1,52 @@
+"""Builds the package. pyproject.toml says what it is; this says what is compiled.
+
+With SNIPROXY_COMPILE=1 mypyc (which comes with mypy) turns the modules that every connection passes through into C
+extensions: the same source, and a fifth less CPU a short connection. Without it nothing is compiled, and nothing is
+missing. What needs a C compiler is the build; the wheel needs none.
+
+mypyc 2.4 compiles these modules right as long as no coroutine awaits inside an `except` block, and no function gives
+one name to exceptions of two types: the end-to-end tests run on the compiled package, too (`make test-compiled`).
+"""
+
+import os
+
+from setuptools import setup
+
+HOT_PATH = (
+    "names",
+    "record",
+    "ledger",
+    "intake",
+    "connection",
+    "app",
+    "wire/client_hello",
+    "wire/proxy_protocol",
+    "identity/spiffe",
+    "identity/evidence",
+    "policy/match",
+    "policy/model",
+    "policy/engine",
+    "net/timers",
+    "net/readiness",
+    "net/strand",
+    "net/sockets",
+    "net/listener",
+    "net/guard",
+    "net/dns_cache",
+    "net/dial",
+    "net/pipes",
+    "net/relay",
+    "observe/scoreboard",
+    "observe/metrics",
+    "observe/lines",
+    "observe/text_lines",
+    "observe/sinks",
+    "observe/access_log",
+)
+
+if os.environ.get("SNIPROXY_COMPILE") == "1":
+    from mypyc.build import mypycify
+
+    setup(ext_modules=mypycify(["--strict", *(f"sniproxy/{module}.py" for module in HOT_PATH)], opt_level="3"))
+else:
+    setup()
