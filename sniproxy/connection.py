@@ -7,15 +7,17 @@ one final log line and one count.
 
 import asyncio
 import contextlib
-import socket
 import time
 from dataclasses import dataclass
 
 import structlog
 
 from sniproxy.config.model import Config
+from sniproxy.config.units import TcpAddress
 from sniproxy.intake import Door, Intake, refused_hello
 from sniproxy.ledger import Ledger
+from sniproxy.limits import Limiter, OverLimit
+from sniproxy.live import Connection, LiveConnections
 from sniproxy.names import ServerName
 from sniproxy.net.dial import Connected, dial
 from sniproxy.net.dns_cache import Answer, FailureKind
@@ -25,17 +27,22 @@ from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.relay import Relay
 from sniproxy.net.resolver import ResolutionError, Resolver
-from sniproxy.net.sockets import cut_off, hang_up, reset
-from sniproxy.net.strand import turn
+from sniproxy.net.sockets import Socket, cut_off, hang_up, reset
+from sniproxy.net.strand import Pending, turn
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
-from sniproxy.policy.engine import EchPolicy, Engine
-from sniproxy.policy.model import Denied, Permit, Request
+from sniproxy.policy.engine import Engine
+from sniproxy.policy.model import Denied, EchPolicy, Permit, Request
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
 from sniproxy.wire.client_hello import ClientHello, HelloError
+from sniproxy.wire.need_more import NEED_MORE
+from sniproxy.wire.proxy_protocol import NotSent
 
 _log = structlog.get_logger()
+
+# What a name stands for: the answer of DNS, or what the config says.
+Addresses = Answer | tuple[TcpAddress, ...]
 
 _RESETS = {Reason.CLIENT_RESET, Reason.UPSTREAM_RESET}
 _DNS_REASONS = {
@@ -65,52 +72,24 @@ class Proxy:
     pipes: PipePool
     ledger: Ledger
     undecided: UndecidedCounts
+    limiter: Limiter
+    live: LiveConnections
 
-    async def serve(self, downstream: socket.socket, peer: Peer, door: Door, *, has_room: bool) -> None:
+    async def serve(self, downstream: Socket, peer: Peer, door: Door, *, has_room: bool) -> None:
         """The life of one accepted connection. Owns `downstream`, and never raises."""
-        snapshot, config = self.snapshot, self.snapshot.config
         record = self.ledger.begin(peer.ip)
-        intake = Intake(downstream, peer, self.readiness, self.undecided, config.timeouts.client_hello)
-        upstream: Connected | None = None
+        connection = Connection(downstream, record)
         try:
             if not has_room:
                 raise ConnectionEndedError(Reason.CONNECTION_LIMIT, "limits.connections are open")
-
-            # Who is calling?
-            caller = await intake.caller(door)
-            record.identity = caller.identity
-            record.source_ip = caller.source_ip
-
-            # What do they ask for?
-            hello = await intake.client_hello(config.limits.client_hello_bytes)
-            record.received = intake.received
-            self.ledger.hello_read(record)
-            server_name = _note_hello(record, hello)
-
-            # May they?
-            decision = snapshot.engine.decide(Request(server_name, caller.identity, caller.source_ip, hello.ech))
-            intake.release()
-            record.ground = decision.ground
-            if isinstance(decision, Denied):
-                raise ConnectionEndedError(decision.reason, decision.detail)
-            record.allowed = True
-            if hello.ech and snapshot.engine.rulebook.ech is EchPolicy.LOG:
-                record.detail = "the hello offers ECH: the real name may be another"
-
-            # Where is it?
-            endpoints = await self._destinations(decision.permit, snapshot)
-            await turn()
-            connecting = time.monotonic()
-            upstream = await dial(decision.permit, endpoints, config.upstream.connect_timeout, self.readiness)
-            record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port
-            self.ledger.opened(record, connecting)
-
-            # The bytes.
-            await self._relay(record, downstream, upstream, intake)
+            upstream = await self._connect(connection, peer, door)
+            record.end(await self._relay(connection, upstream))
+            if record.reason in _RESETS:
+                # A drain that ends meanwhile has nothing to add: the record has its reason.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await reset(upstream.socket if record.reason is Reason.CLIENT_RESET else downstream)
         except ConnectionEndedError as ended:
-            record.received = intake.received
             record.end(ended.reason, ended.detail)
-            await self._refuse(downstream, ended.reason)
         except asyncio.CancelledError:
             # Only the end of a drain cancels us.
             record.end(Reason.DRAIN, "the proxy stopped before the connection was over")
@@ -118,50 +97,141 @@ class Proxy:
             # A fault of ours costs one connection, and not the worker with all the others.
             record.end(Reason.INTERNAL, f"{type(error).__name__}: {error}")
             _log.exception("connection failed", connection=record.number)
-            if not record.opened:
-                await self._refuse(downstream, Reason.INTERNAL)
+        try:
+            if not record.opened and record.reason is not Reason.DRAIN:
+                await self._refuse(downstream, record.reason)
         finally:
-            intake.release()
-            self._close(downstream)
-            if upstream is not None:
-                self._close(upstream.socket)
-            self.ledger.finish(record)
+            self._finish(connection)
 
-    async def _destinations(self, permit: Permit, snapshot: Snapshot) -> tuple[Endpoint, ...]:
-        """The endpoints that may be dialled for this permit: resolved, or static, and vetted."""
-        upstream, guard = snapshot.config.upstream, snapshot.guard
-        static = upstream.hosts.get(permit.server_name)
+    async def _connect(self, connection: Connection, peer: Peer, door: Door) -> Connected:
+        """From the first byte to a connected upstream. Raises ConnectionEndedError where a phase is the last."""
+        snapshot, record = self.snapshot, connection.record
+        config = snapshot.config
+        intake = Intake(connection.downstream, peer, self.readiness, self.undecided, config.timeouts.client_hello)
+        try:
+            intake.begin()
+            await turn()
+
+            # Who is calling?
+            while (caller := intake.caller(door)) is NEED_MORE:
+                await intake.more()
+            record.identity, record.source_ip = caller.identity, caller.source_ip
+            connection.outer_name = _text(caller.outer_name)
+
+            # What do they ask for?
+            while (hello := intake.client_hello(config.limits.client_hello_bytes)) is NEED_MORE:
+                await intake.more()
+            self.ledger.hello_read(record)
+            server_name = _note_hello(record, hello)
+
+            # May they?
+            permit = self._judge(connection, snapshot)
+            intake.release()
+
+            # Where is it?
+            addresses = self._at_hand(server_name, config) or await self._resolve(server_name)
+            connection.is_static = not isinstance(addresses, Answer)
+            endpoints = _vet(addresses, permit, snapshot)
+            await turn()
+            connecting = time.monotonic()
+            upstream = await dial(permit, endpoints, config.upstream.connect_timeout, self.readiness)
+            connection.upstream = upstream.socket
+            record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port
+            if snapshot is not self.snapshot:
+                self._judge_again(connection)
+        finally:
+            record.received = intake.received
+            intake.release()
+        connection.head = bytes(intake.replay)
+        self.ledger.opened(record, connecting)
+        return upstream
+
+    def _judge(self, connection: Connection, snapshot: Snapshot) -> Permit:
+        """Leave to connect, and what was decided in the record. Raises ConnectionEndedError."""
+        record = connection.record
+        decision = snapshot.engine.decide(_request(connection, snapshot))
+        record.ground, record.dry_run, record.audit = decision.ground, decision.dry_run, decision.audit
+        if isinstance(decision, Denied):
+            raise ConnectionEndedError(decision.reason, decision.detail)
+        if decision.limits is not None:
+            lease = self.limiter.enter(decision.ground, decision.limits, record.identity)
+            if isinstance(lease, OverLimit):
+                raise ConnectionEndedError(Reason.RATE_LIMITED, lease.detail)
+            connection.lease = lease
+        record.allowed = True
+        if record.ech and snapshot.engine.settings.ech is EchPolicy.LOG:
+            record.detail = "the hello offers ECH: the real name may be another"
+        return decision.permit
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Judge by `snapshot` from now on, and what is live once more where the policy says so."""
+        self.snapshot = snapshot
+        if snapshot.config.policy.rejudge:
+            self.live.rejudge(self._refusal)
+
+    def _judge_again(self, connection: Connection) -> None:
+        """The policy has changed since the decision. Raises ConnectionEndedError where it would be another today."""
+        denied = self._refusal(connection)
+        if denied is not None:
+            connection.record.allowed, connection.record.ground = False, denied.ground
+            raise ConnectionEndedError(denied.reason, denied.detail)
+
+    def _refusal(self, connection: Connection) -> Denied | None:
+        """How a connection that is under way would be refused by the snapshot in force, if it would be."""
+        snapshot, record = self.snapshot, connection.record
+        decision = snapshot.engine.decide(_request(connection, snapshot))
+        if isinstance(decision, Denied):
+            return decision
+        if connection.is_static:
+            return None
+        allow_networks = decision.permit.allow_networks
+        vetted = snapshot.guard.vet((record.destination_ip,), record.destination_port, allow_networks)
+        if vetted.endpoints:
+            return None
+        return Denied(Reason.DESTINATION_FORBIDDEN, decision.ground, "; ".join(vetted.refusals))
+
+    def _at_hand(self, name: ServerName, config: Config) -> Addresses | None:
+        """The addresses that the config or the cache has for `name`."""
+        static = config.upstream.hosts.get(name)
         if static is not None:
-            vetted = guard.vet_static((address.host, address.port) for address in static)
-        else:
-            answer = await self._resolve(permit.server_name)
-            vetted = guard.vet(answer.addresses, upstream.port, permit.allow_networks)
-        if not vetted.endpoints:
-            raise ConnectionEndedError(Reason.DESTINATION_FORBIDDEN, "; ".join(vetted.refusals))
-        return vetted.endpoints
+            return static
+        try:
+            return self.resolver.cached(name)
+        except ResolutionError as error:
+            raise _unresolved(error) from None
 
     async def _resolve(self, name: ServerName) -> Answer:
         try:
-            answer = self.resolver.cached(name)
-            return answer if answer is not None else await self.resolver.resolve(name)
+            return await self.resolver.resolve(name)
         except ResolutionError as error:
-            raise ConnectionEndedError(_DNS_REASONS[error.kind], str(error)) from None
+            raise _unresolved(error) from None
 
-    async def _relay(self, record: Record, downstream: socket.socket, upstream: Connected, intake: Intake) -> None:
+    def _relay(self, connection: Connection, upstream: Connected) -> Pending[Reason]:
+        """Let the bytes flow: to the reason for which they end."""
         meter = self.ledger.meter
         idle = self.snapshot.config.timeouts.idle
-        relay = Relay(downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent)
-        try:
-            reason = await relay.run(intake.take_replay(), upstream.events)
-        finally:
-            record.received, record.sent = relay.received, relay.sent
-        record.end(reason)
-        if reason in _RESETS:
-            # A drain that ends meanwhile has nothing to add: the record has its reason.
-            with contextlib.suppress(asyncio.CancelledError):
-                await reset(upstream.socket if reason is Reason.CLIENT_RESET else downstream)
+        relay = Relay(
+            connection.downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent
+        )
+        connection.relay = relay
+        self.live.add(connection)
+        return relay.start(connection.take_head(), upstream.events)
 
-    async def _refuse(self, downstream: socket.socket, reason: Reason) -> None:
+    def _finish(self, connection: Connection) -> None:
+        """Give everything back, and tell the end."""
+        record = connection.record
+        self.live.discard(connection)
+        if connection.lease is not None:
+            connection.lease.leave()
+        if connection.relay is not None:
+            connection.relay.close()
+            record.received, record.sent = connection.relay.received, connection.relay.sent
+        self._close(connection.downstream)
+        if connection.upstream is not None:
+            self._close(connection.upstream)
+        self.ledger.finish(record)
+
+    async def _refuse(self, downstream: Socket, reason: Reason) -> None:
         """Say with a TLS alert that nothing will come, so that the client's error names the cause."""
         alert = _alert(reason).record
         if reason is Reason.CONNECTION_LIMIT:
@@ -170,9 +240,24 @@ class Proxy:
         with contextlib.suppress(asyncio.CancelledError):  # here, too
             await hang_up(downstream, alert, self.readiness)
 
-    def _close(self, sock: socket.socket) -> None:
+    def _close(self, sock: Socket) -> None:
         self.readiness.forget(sock.fileno())
         sock.close()
+
+
+def _unresolved(error: ResolutionError) -> ConnectionEndedError:
+    return ConnectionEndedError(_DNS_REASONS[error.kind], str(error))
+
+
+def _vet(addresses: Addresses, permit: Permit, snapshot: Snapshot) -> tuple[Endpoint, ...]:
+    """The endpoints that may be dialled for this permit."""
+    if isinstance(addresses, Answer):
+        vetted = snapshot.guard.vet(addresses.addresses, snapshot.config.upstream.port, permit.allow_networks)
+    else:
+        vetted = snapshot.guard.vet_static((address.host, address.port) for address in addresses)
+    if not vetted.endpoints:
+        raise ConnectionEndedError(Reason.DESTINATION_FORBIDDEN, "; ".join(vetted.refusals))
+    return vetted.endpoints
 
 
 def _note_hello(record: Record, hello: ClientHello) -> ServerName:
@@ -188,6 +273,23 @@ def _note_hello(record: Record, hello: ClientHello) -> ServerName:
         raise refused_hello(error) from None
     record.server_name = server_name
     return server_name
+
+
+def _request(connection: Connection, snapshot: Snapshot) -> Request:
+    record = connection.record
+    return Request(
+        ServerName(record.server_name),
+        record.identity,
+        record.source_ip,
+        record.ech,
+        connection.outer_name,
+        snapshot.config.upstream.port,
+    )
+
+
+def _text(outer_name: bytes | NotSent) -> str:
+    """The SNI of the tunnel as policy sees it, whatever bytes it has."""
+    return outer_name.decode("latin-1") if isinstance(outer_name, bytes) else ""
 
 
 def _alert(reason: Reason) -> Alert:

@@ -9,12 +9,28 @@ from sniproxy.cli import run_command
 from sniproxy.config.model import Config, Listener
 from sniproxy.config.units import TcpAddress
 from sniproxy.net.listener import CannotOpenError
-from sniproxy.policy.engine import Rulebook
+from sniproxy.reload.generation import Loaded, Source, load
+from sniproxy.supervisor import Supervisor
 
 DONE, BAD_INPUT, USAGE = 0, 1, 2
+DENIED = 3
 
 GOOD = "policy: {files: [policy.yaml]}\n"
 POLICY = "default: allow\nrules:\n  - {name: no-english, action: deny, sni: [en.wikipedia.org]}\n"
+# Right, and doubtful: in Istio no principal has a scheme, and this policy would deny nobody.
+DOUBTFUL = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: doubtful}
+spec:
+  action: DENY
+  rules:
+    - from: [{source: {principals: ["spiffe://cluster.local/ns/default/sa/sleep"]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: of-no-use-here}
+"""
 
 
 class Started:
@@ -22,12 +38,20 @@ class Started:
 
     last: "Started"
 
-    def __init__(self, config: Config, rulebook: Rulebook) -> None:
-        self.config, self.rulebook = config, rulebook
+    def __init__(self, source: Source) -> None:
+        self.source = source
         Started.last = self
 
     def run(self) -> None:
         """Nothing to do: the test looks at what was given."""
+
+    @property
+    def loaded(self) -> Loaded:
+        return load(self.source)
+
+    @property
+    def rules(self) -> list[str]:
+        return [rule.ground.rule for rule in self.loaded.policy.rulebook.rules]
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +75,84 @@ def test_check_without_a_config_checks_the_built_in_one(capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("the built-in config: good; 0 rules, default deny\n", "")
 
 
+def test_check_tells_what_is_doubtful_and_what_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings go to standard error and fail nothing."""
+    Path("policy.yaml").write_text(DOUBTFUL)
+    assert run_command(["check", "--config", "good.yaml"]) == DONE
+    out, error = capsys.readouterr()
+    ignored = "1 VirtualService (networking.istio.io/v1)"
+    assert out == f"good.yaml: good; 1 rules, default deny; ignored: {ignored}\n"
+    assert {line.partition(" warning: ")[0] for line in error.splitlines()} == {"policy.yaml:7:"}
+
+
+def test_strict_lets_what_is_doubtful_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("policy.yaml").write_text(DOUBTFUL)
+    assert run_command(["check", "--config", "good.yaml", "--strict"]) == BAD_INPUT
+    out, error = capsys.readouterr()
+    assert (out, "policy.yaml:7: warning: " in error) == ("", True)
+
+
+def test_strict_asks_no_more_of_what_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["check", "--config", "good.yaml", "--strict"]) == DONE
+    assert capsys.readouterr() == ("good.yaml: good; 1 rules, default allow\n", "")
+
+
+EXPLAINED = {
+    "allowed": (["--sni", "de.wikipedia.org"], DONE, "allow\n  by no rule\n"),
+    "denied": (["--sni", "en.wikipedia.org"], DENIED, "deny (rule): rbac_access_denied_matched_policy[policy.yaml-"),
+    "in JSON": (["--sni", "en.wikipedia.org", "--json"], DENIED, '{\n  "verdict": "deny",\n  "reason": "rule",\n'),
+    "with all there is to say": (
+        [
+            *("--sni", "EN.Wikipedia.org.", "--principal", "cluster.local/ns/default/sa/sleep"),
+            *("--source-ip", "10.1.2.3", "--outer-sni", "x.org", "--ech"),
+        ],
+        DENIED,
+        "deny (rule)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXPLAINED)
+def test_explain_says_what_would_be_decided(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says it with its exit code, too."""
+    arguments, code, text = EXPLAINED[case]
+    assert run_command(["explain", "--config", "good.yaml", *arguments]) == code
+    out, error = capsys.readouterr()
+    assert (out[: len(text)], error) == (text, "")
+
+
+QUERIES = {
+    "all as expected": ("- {sni: en.wikipedia.org, expect: deny}\n- {sni: x.org, expect: allow}\n", DONE),
+    "one that is not": ("- {sni: en.wikipedia.org, expect: deny}\n- {sni: x.org, expect: deny}\n", BAD_INPUT),
+}
+
+
+@pytest.mark.parametrize("case", QUERIES)
+def test_explain_asks_a_file_of_queries(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, code = QUERIES[case]
+    Path("queries.yaml").write_text(text)
+    assert run_command(["explain", "--config", "good.yaml", "--file", "queries.yaml"]) == code
+    assert capsys.readouterr().out.splitlines()[-1] == f"{2 - code} of 2 are as expected."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--config", "nope.yaml", "--sni", "a.org"], "nope.yaml:1: cannot be read"),
+        (["--config", "good.yaml", "--file", "nope.yaml"], "nope.yaml:1: cannot be read"),
+    ],
+)
+def test_explain_needs_good_input(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["explain", *arguments]) == BAD_INPUT
+    out, error = capsys.readouterr()
+    assert (out, error[: len(problem)]) == ("", problem)
+
+
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_bad_config_is_told_line_by_line_and_nothing_starts(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "Supervisor", None)
+    monkeypatch.setattr(cli, "Supervisor", Supervisor)
     Path("bad.yaml").write_text("workers: 0\nupstreem: {}\n")
     assert run_command([command, "--config", "bad.yaml"]) == BAD_INPUT
     assert capsys.readouterr() == (
@@ -73,7 +170,8 @@ def test_a_bad_policy_is_told_with_its_own_file(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("", "policy.yaml:2: rules[0] lacks the key 'action'; add it\n")
 
 
-def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "Supervisor", Supervisor)
     assert run_command(["run", "--config", "nope.yaml"]) == BAD_INPUT
     assert capsys.readouterr() == ("", "nope.yaml:1: cannot be read: no such file or directory\n")
 
@@ -89,9 +187,9 @@ def test_an_address_in_use_is_bad_input(capsys: pytest.CaptureFixture[str], monk
 
 def test_run_without_a_config_refuses_all_but_what_is_allowed() -> None:
     assert run_command(["run", "--allow", "*.wikipedia.org", "--deny", "en.wikipedia.org"]) == DONE
-    started = Started.last
-    assert started.config == Config()
-    assert [(str(rule.ground), rule.action.value) for rule in started.rulebook.rules] == [
+    loaded = Started.last.loaded
+    assert loaded.config == Config()
+    assert [(str(rule.ground), rule.action.value) for rule in loaded.policy.rulebook.rules] == [
         ("command-line-rule[--deny en.wikipedia.org]", "deny"),
         ("command-line-rule[--allow *.wikipedia.org]", "allow"),
     ]
@@ -99,18 +197,17 @@ def test_run_without_a_config_refuses_all_but_what_is_allowed() -> None:
 
 def test_rules_of_the_command_line_come_before_those_of_files() -> None:
     assert run_command(["run", "--config", "good.yaml", "--allow", "de.wikipedia.org"]) == DONE
-    rules = [rule.ground.rule for rule in Started.last.rulebook.rules]
-    assert rules == ["--allow de.wikipedia.org", "no-english"]
+    assert Started.last.rules == ["--allow de.wikipedia.org", "no-english"]
 
 
 def test_an_option_that_is_given_twice_counts_once() -> None:
     assert run_command(["run", "--allow", "a.org", "--allow", "a.org"]) == DONE
-    assert [rule.ground.rule for rule in Started.last.rulebook.rules] == ["--allow a.org"]
+    assert Started.last.rules == ["--allow a.org"]
 
 
 def test_options_replace_what_the_config_says() -> None:
     assert run_command(["run", "--config", "good.yaml", "--listen", "[::1]:9443", "--workers", "3"]) == DONE
-    config = Started.last.config
+    config = Started.last.loaded.config
     assert (config.listeners, config.workers) == ((Listener(address=TcpAddress("::1", 9443)),), 3)
 
 
@@ -129,6 +226,11 @@ USAGE_ERRORS = {
         ),
     ),
     "a pattern that is no text": (["run", "--deny", "\udcff"], "argument --deny: '\\udcff' is not a DNS host name"),
+    "nothing to explain": (["explain"], "one of the arguments --sni --file is required"),
+    "two things to explain": (["explain", "--sni", "a.org", "--file", "q"], "--file: not allowed with argument --sni"),
+    "a name that is an address": (["explain", "--sni", "127.0.0.1"], "argument --sni: '127.0.0.1' is an IP address"),
+    "a principal that is none": (["explain", "--sni", "a.org", "--principal", "*"], "argument --principal: '*' is not"),
+    "a source that is none": (["explain", "--sni", "a.org", "--source-ip", "x"], "argument --source-ip: 'x' is no IP"),
     "no workers": (["run", "--workers", "0"], "argument --workers: '0' is no number of workers from 1 to 256"),
     "too many workers": (["run", "--workers", "9" * 5000], "is no number of workers from 1 to 256"),
 }

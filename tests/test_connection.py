@@ -7,20 +7,23 @@ a list, and the clock is moved by hand.
 import asyncio
 import contextlib
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import NamedTuple, cast
 
 import pytest
 
-from sniproxy.config.model import Config, Limits, Listener, Upstream
+from sniproxy.config.model import Config, Limits, Listener, Policy, Upstream
 from sniproxy.config.units import TcpAddress, parse_trusted_peer
 from sniproxy.connection import Proxy, Snapshot
 from sniproxy.identity.evidence import TlvTypes
 from sniproxy.identity.spiffe import UNKNOWN, parse_principal
 from sniproxy.intake import Door, HeaderMode
 from sniproxy.ledger import Ledger
+from sniproxy.limits import LimitTable
+from sniproxy.live import LiveConnections
 from sniproxy.names import ServerName
 from sniproxy.net.dns_cache import Answer, FailureKind
 from sniproxy.net.guard import Guard
@@ -30,15 +33,16 @@ from sniproxy.net.resolver import ResolutionError, Resolver
 from sniproxy.net.timers import TICK
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import ACCEPTED, ACTIVE, BYTES, OPENED, Meter, new_scoreboard, slot_of
+from sniproxy.observe.recent import Recent
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 from sniproxy.outcome import Event, Reason
-from sniproxy.policy.engine import Engine, Rulebook
-from sniproxy.policy.match import parse_name_pattern
-from sniproxy.policy.model import NO_GROUND, Action, Ground, Rule
+from sniproxy.policy.engine import Engine
+from sniproxy.policy.model import NO_GROUND, Action, Attribute, Condition, Ground, Rule, Rulebook, RuleLimits
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
 from tests.net.clock import HandClock
 from tests.net.loopback import (
+    InStrand,
     black_hole,
     cut,
     fill,
@@ -63,10 +67,14 @@ STRANGER = Peer("198.51.100.9", 1234, None)
 
 ALLOWING = Ground("wikipedia", "some", "policy.yaml", 3)
 DENYING = Ground("wikipedia", "none", "policy.yaml", 7)
-RULES = (
-    Rule(ALLOWING, Action.ALLOW, names=(parse_name_pattern("*.wikipedia.org"),)),
-    Rule(DENYING, Action.DENY, names=(parse_name_pattern("denied.wikipedia.org"),)),
-)
+
+
+def rule(ground: Ground, action: Action, name: str) -> Rule:
+    return Rule(ground, action, ((Condition(Attribute.SNI, (name,)),),))
+
+
+ALLOW = rule(ALLOWING, Action.ALLOW, "*.wikipedia.org")
+RULES = (ALLOW, rule(DENYING, Action.DENY, "denied.wikipedia.org"))
 
 
 def door(header: HeaderMode) -> Door:
@@ -123,7 +131,7 @@ class Story:
 
     client: socket.socket
     downstream: socket.socket
-    telling: "asyncio.Task[None]"
+    telling: "asyncio.Future[None]"
 
     async def end(self) -> None:
         await result_of(self.telling)
@@ -148,7 +156,7 @@ class World:
         with tcp_pair(buffers) as (downstream, client):
             for part in said:
                 client.sendall(part)
-            telling = asyncio.create_task(self.proxy.serve(downstream, peer, door, has_room=has_room))
+            telling = InStrand(self.proxy.serve(downstream, peer, door, has_room=has_room))
             yield Story(client, downstream, telling)
 
     async def accept(self) -> socket.socket:
@@ -196,20 +204,23 @@ def world(limit: int = 100) -> Iterator[World]:
             ),
             limits=Limits(client_hello_bytes=4096),
         )
-        snapshot = Snapshot(config, Engine(Rulebook(RULES)), Guard(allow_networks=[ip_network("127.0.0.0/8")]))
+        snapshot = Snapshot(config, Engine.of(Rulebook(RULES)), Guard(allow_networks=[ip_network("127.0.0.0/8")]))
         board = new_scoreboard(1)
         row = board.workers[0]
-        lines, names, pipes = Lines(), Names(), PipePool(2)
+        lines, names, pipes, table = Lines(), Names(), PipePool(2), LimitTable(1)
         proxy = Proxy(
             snapshot,
             cast(Resolver, names),
             readiness,
             pipes,
-            Ledger(cast(AccessLog, lines), Meter(row)),
+            Ledger(cast(AccessLog, lines), Meter(row), Recent(row)),
             UndecidedCounts(board.workers, row, limit),
+            table.limiter(0),
+            LiveConnections(asyncio.get_running_loop()),
         )
         yield World(proxy, clock, board, lines, names, origin)
         pipes.close()
+        table.close()
     assert before == open_descriptors()
 
 
@@ -245,6 +256,8 @@ async def test_a_connection_is_served_and_recorded(its: World) -> None:
         "ech": False,
         "allowed": True,
         "ground": ALLOWING,
+        "dry_run": None,
+        "audit": None,
         "destination_ip": "127.0.0.1",
         "destination_port": its.origin.getsockname()[1],
         "received": len(hello) + 8,
@@ -309,6 +322,151 @@ async def test_a_hello_that_may_hide_its_name_is_served_and_noted(its: World) ->
         await story.end()
     record = its.lines.finals[0].record
     assert (True, "the hello offers ECH: the real name may be another") == (record.ech, record.detail)
+
+
+# ---- Judged again ----
+
+
+def changed(its: World, *rules: Rule, rejudge: bool = True, networks: str = "127.0.0.0/8") -> Snapshot:
+    """A snapshot with other rules, and other exceptions for the destination guard."""
+    config = its.proxy.snapshot.config.model_copy(update={"policy": Policy(rejudge=rejudge)})
+    return Snapshot(config, Engine.of(Rulebook(rules)), Guard(allow_networks=[ip_network(networks)]))
+
+
+REFUSING = rule(DENYING, Action.DENY, GOOD)
+REFUSAL = "rbac_access_denied_matched_policy[wikipedia-rule[none]]"
+
+
+async def test_a_rule_lets_in_as_many_as_it_may_and_each_gives_its_place_back(its: World) -> None:
+    """However the connection ends. Who is over the limit is refused, and no DNS is asked."""
+    its.proxy.adopt(changed(its, replace(ALLOW, limits=RuleLimits(connections=1))))
+    with its.story(HELLO) as first:
+        upstream = await its.accept()
+        asked = len(its.names.asked)
+        with its.story(HELLO) as second:
+            assert await read_to_end(second.client) == Alert.ACCESS_DENIED.record
+            second.client.close()
+            await second.end()
+            record = its.assert_over(second, Reason.RATE_LIMITED)
+            assert (ALLOWING, False, asked) == (record.ground, record.allowed, len(its.names.asked))
+            assert ALLOWING.rule in record.detail
+        cut(first.client)
+        await first.end()
+        upstream.close()
+    with its.story(HELLO) as third, await its.accept():
+        third.client.close()
+        await third.end()
+        its.assert_over(third, Reason.DONE)
+
+
+async def test_a_live_connection_that_the_new_policy_refuses_is_closed(its: World) -> None:
+    """Without an alert, which the client's TLS could not read any more; the line says why."""
+    with its.story(HELLO) as story, await its.accept() as upstream:
+        await read_exactly(upstream, len(HELLO))
+        its.proxy.adopt(changed(its, REFUSING, ALLOW))
+        assert (b"", b"") == (await read_to_end(upstream), await read_to_end(story.client))
+        await story.end()
+        record = its.assert_over(story, Reason.POLICY_CHANGED)
+    assert (REFUSAL, True, ALLOWING) == (record.detail, record.allowed, record.ground)
+    assert len(its.proxy.live) == 0
+
+
+STAYS = {
+    "the new policy allows it, too": lambda its: changed(its, ALLOW),
+    "another rule allows it now": lambda its: changed(its, rule(DENYING, Action.ALLOW, "*")),
+    "policy.rejudge is off": lambda its: changed(its, REFUSING, rejudge=False),
+}
+
+
+@pytest.mark.parametrize("case", STAYS)
+async def test_a_live_connection_stays_where(its: World, case: str) -> None:
+    """To the byte: what was on its way arrives, and the rest after it."""
+    with its.story(HELLO) as story, await its.accept() as upstream:
+        await read_exactly(upstream, len(HELLO))
+        story.client.send(b"before ")
+        its.proxy.adopt(STAYS[case](its))
+        await turns()
+        story.client.send(b"and after")
+        assert await read_exactly(upstream, 16) == b"before and after"
+        upstream.close()
+        story.client.close()
+        await story.end()
+        assert its.assert_over(story, Reason.DONE).received == len(HELLO) + 16
+
+
+async def test_a_destination_that_is_forbidden_now_is_closed(its: World) -> None:
+    """A rule, or the config, has lost the exception that had let it through."""
+    with its.story(HELLO) as story, await its.accept() as upstream:
+        await read_exactly(upstream, len(HELLO))
+        its.proxy.adopt(changed(its, ALLOW, networks="192.168.0.0/16"))
+        assert await read_to_end(story.client) == b""
+        await story.end()
+        record = its.assert_over(story, Reason.POLICY_CHANGED)
+    assert record.detail == "127.0.0.1 is in 127.0.0.0/8 Loopback, RFC 1122 section 3.2.1.3"
+
+
+async def test_a_static_destination_is_forbidden_by_no_network(its: World) -> None:
+    """It was not when it was dialled, and is not when it is judged again."""
+    config = its.proxy.snapshot.config
+    hosts = {ServerName(GOOD): (TcpAddress("127.0.0.1", its.origin.getsockname()[1]),)}
+    static = config.model_copy(update={"upstream": config.upstream.model_copy(update={"hosts": hosts})})
+    its.proxy.adopt(Snapshot(static, its.proxy.snapshot.engine, its.proxy.snapshot.guard))
+    with its.story(HELLO) as story, await its.accept() as upstream:
+        await read_exactly(upstream, len(HELLO))
+        its.proxy.adopt(changed(its, ALLOW, networks="192.168.0.0/16"))
+        await turns()
+        story.client.send(b"still here")
+        assert await read_exactly(upstream, 10) == b"still here"
+        upstream.close()
+        story.client.close()
+        await story.end()
+
+
+@pytest.mark.parametrize(
+    ("rules", "outcome"),
+    {
+        "refused": ((REFUSING,), (Reason.RULE, REFUSAL, False, DENYING)),
+        "allowed": ((ALLOW,), (Reason.DONE, "", True, ALLOWING)),
+    }.values(),
+    ids=("refused", "allowed"),
+)
+async def test_between_decision_and_relay_it_is_judged_by_the_newest(
+    its: World, rules: tuple[Rule, ...], outcome: tuple[Reason, str, bool, Ground]
+) -> None:
+    """Refused, it gets the alert of one that was refused at once, and no byte of it reaches the origin."""
+    resolved: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    async def lookup() -> Answer:
+        return await resolved
+
+    its.names.lookups[GOOD] = lookup
+    with its.story(HELLO) as story:
+        await turns()
+        its.proxy.adopt(changed(its, *rules))
+        resolved.set_result(Answer(("127.0.0.1",), 60.0))
+        with await its.accept() as upstream:
+            is_allowed = outcome[0] is Reason.DONE
+            if not is_allowed:
+                assert await read_to_end(story.client) == Alert.ACCESS_DENIED.record
+            story.client.close()
+            assert await read_to_end(upstream) == (HELLO if is_allowed else b"")
+        await story.end()
+        record = its.assert_over(story, outcome[0])
+    assert outcome == (record.reason, record.detail, record.allowed, record.ground)
+
+
+async def test_no_connection_keeps_an_old_policy(its: World) -> None:
+    """A hundred reloads of a large policy while connections live must not add up."""
+    its.proxy.adopt(changed(its, ALLOW))
+    old = weakref.ref(its.proxy.snapshot.engine)
+    with its.story(HELLO) as story, await its.accept() as upstream:
+        await read_exactly(upstream, len(HELLO))
+        its.proxy.adopt(changed(its, ALLOW))
+        await turns()
+        assert (None, 1) == (old(), len(its.proxy.live))
+        upstream.close()
+        story.client.close()
+        await story.end()
 
 
 # ---- Refused and failed ----

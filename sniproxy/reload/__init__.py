@@ -1,0 +1,1 @@
+"""From files that change to processes that agree: watching, reading, and handing out generations."""
