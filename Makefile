@@ -52,7 +52,7 @@ $(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py')
 compiled: $(COMPILED) ## the package with its hot path compiled, in build/compiled; wants a C compiler
 
 test-compiled: $(COMPILED) peers ## the end-to-end tests against the compiled package
-	PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
 
 soak: $(STAMP) ## long tests: fuzzing and load for minutes
 	$(BIN)/python -m pytest -m soak -o addopts='-ra --strict-markers' $(PYTEST_ARGS)

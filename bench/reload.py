@@ -1,4 +1,4 @@
-"""`python -m bench.reload`: short connections at a fixed rate while 100,000 rules are read anew, and while they are not.
+"""`python -m bench.reload`: short connections at a fixed rate while 100,000 rules are read anew, and while not.
 
 The proxy has one core to itself, which its reader has to share; everything else is on the other. A round loads the same
 rate twice: with nothing going on, and for as long as a reload takes. What counts is the ratio of the p99s in one round.

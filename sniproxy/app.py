@@ -2,6 +2,8 @@
 
 `run_worker` is the composition root: the only place that knows every part. It builds them, accepts until it is told
 to drain (SIGTERM, or the end of the supervisor), lets live connections finish for a while, and returns.
+
+Meanwhile it takes each new generation of config and policy between two events, so that no connection sees half of it.
 """
 
 import asyncio
@@ -16,20 +18,30 @@ from dataclasses import dataclass
 import structlog
 
 from sniproxy.config.model import Config, Listener
+from sniproxy.config.units import Network
 from sniproxy.connection import Proxy, Snapshot
 from sniproxy.identity.evidence import TlvTypes
 from sniproxy.identity.spiffe import UNKNOWN
 from sniproxy.intake import Door, HeaderMode
 from sniproxy.ledger import Ledger
+from sniproxy.limits import LimitTable
+from sniproxy.live import LiveConnections
+from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.resolver import Family, Resolver, ResolverSettings
+from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Strand, Turns
 from sniproxy.net.timers import TimerWheel
-from sniproxy.observe.access_log import AccessLog, LineFormat, LogIdentity, Sink
+from sniproxy.observe.access_log import AccessLog
+from sniproxy.observe.lines import LogIdentity
 from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
+from sniproxy.observe.recent import Recent
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
+from sniproxy.policy.engine import Engine
+from sniproxy.reload.channel import Inbox
+from sniproxy.reload.generation import Generation
 
 _log = structlog.get_logger()
 
@@ -44,10 +56,12 @@ class WorkerTask:
     """Everything that a worker inherits from the supervisor."""
 
     number: int
-    snapshot: Snapshot
-    listening: Sequence[tuple[Listener, socket.socket]]
+    generation: Generation
+    inbox: Inbox  # where the next ones come from
+    sockets: Sequence[socket.socket]  # of the config's listeners, in their order
+    own_endpoints: Sequence[Endpoint]  # where this proxy listens
     board: Scoreboard
-    connection_limit: int
+    limits: LimitTable
     lifeline: int  # readable, at its end, when the supervisor is gone
 
 
@@ -64,40 +78,53 @@ def run_worker(task: WorkerTask) -> None:
     """Serve until told to stop. To be called in a process of its own."""
     # Connections make no cycles; what is collected is rare garbage of errors, so look for it rarely.
     gc.set_threshold(50_000, 20, 100)
+    structlog.contextvars.bind_contextvars(worker=task.number)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(_Worker(task).run())
 
 
 class _Worker:
+    _config: Config  # what is in force, and what was made from it
+    _connection_limit: int
+    _doors: list[Door]
+    _log: AccessLog
+    _proxy: Proxy
+
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
-        self._config: Config = task.snapshot.config
         self._row = task.board.workers[task.number]
         self._meter = Meter(self._row)
+        self._recent = Recent(self._row)
+        self._undecided = UndecidedCounts(task.board.workers, self._row)
         self._connections: set[Strand] = set()
         self._all_ended = asyncio.Event()
         self._draining = asyncio.Event()
         self._active_slots = [row.slots for row in task.board.workers]
         self._active = slot_of(ACTIVE)
+        self._process = f"{os.getpid():x}-{os.urandom(3).hex()}"
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        config, task = self._config, self._task
+        task, config = self._task, self._task.generation.config
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
         loop.add_reader(task.lifeline, self._draining.set)
 
         readiness = Readiness(loop, TimerWheel(loop))
         pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
-        sink = Sink(config.access_log.path, self._meter.log_dropped)
-        form = LineFormat(LogIdentity.of(config.policy.gateway, os.environ), f"{os.getpid():x}-{os.urandom(3).hex()}")
-        log = AccessLog(form, sink, config.access_log.events, loop)
-        resolver = Resolver(_resolver_settings(config), _DnsObserver(self._meter))
-        ledger = Ledger(log, self._meter)
-        undecided = UndecidedCounts(task.board.workers, self._row, config.limits.undecided_per_source)
-        proxy = Proxy(task.snapshot, resolver, readiness, pipes, ledger, undecided)
+        self._log = AccessLog(config.access_log, _log_identity(config), self._process, self._meter.log_dropped, loop)
+        snapshot = Snapshot(config, _engine(task.generation), self._guard(config))
+        ledger = Ledger(self._log, self._meter, self._recent)
+        live = LiveConnections(loop)
+        limiter = task.limits.limiter(task.number)
+        resolver = self._resolver(config)
+        self._proxy = Proxy(snapshot, resolver, readiness, pipes, ledger, self._undecided, limiter, live)
+        self._settle(task.generation)
+        loop.add_reader(task.inbox.fileno(), self._receive)
 
         turns = Turns(loop)
-        acceptors = [self._acceptor(listener, sock, proxy, turns, loop) for listener, sock in task.listening]
+        acceptors = [self._acceptor(number, sock, turns, loop) for number, sock in enumerate(task.sockets)]
         for acceptor in acceptors:
             acceptor.start()
         self._meter.serving(yes=True)
@@ -108,25 +135,86 @@ class _Worker:
             self._meter.serving(yes=False)
             for acceptor in acceptors:
                 acceptor.drain()
-            await self._drain(config.timeouts.drain)
+            await self._drain(self._config.timeouts.drain)
         finally:
+            loop.remove_reader(task.inbox.fileno())
             beat.cancel()
-            await resolver.close()
-            log.close()
+            await self._proxy.resolver.close()
+            self._log.close()
             pipes.close()
             readiness.close()
 
-    def _acceptor(
-        self, listener: Listener, sock: socket.socket, proxy: Proxy, turns: Turns, loop: asyncio.AbstractEventLoop
-    ) -> Acceptor:
-        door = _door(listener)
+    def _acceptor(self, number: int, sock: socket.socket, turns: Turns, loop: asyncio.AbstractEventLoop) -> Acceptor:
+        proxy = self._proxy
 
-        def serve(downstream: socket.socket, peer: Peer) -> None:
-            connection = Strand(proxy.serve(downstream, peer, door, has_room=self._has_room()), turns, self._ended)
+        def serve(downstream: Socket, peer: Peer) -> None:
+            story = proxy.serve(downstream, peer, self._doors[number], has_room=self._has_room())
+            connection = Strand(story, turns, self._ended)
             self._connections.add(connection)
             connection.run()
 
         return Acceptor(sock, loop, serve, lambda peer: proxy.ledger.shed(peer.ip))
+
+    # Generations.
+
+    def _receive(self) -> None:
+        """A generation may have come: take it, whole and at once."""
+        try:
+            generation = self._task.inbox.receive()
+        except EOFError:
+            asyncio.get_running_loop().remove_reader(self._task.inbox.fileno())
+            return
+        if generation is not None:
+            self._change_to(generation)
+
+    def _change_to(self, generation: Generation) -> None:
+        before, config, proxy = self._config, generation.config, self._proxy
+        if config.upstream.resolver != before.upstream.resolver:
+            self._retire(proxy.resolver, before.upstream.resolver.timeout)
+            proxy.resolver = self._resolver(config)
+        if (config.access_log, config.policy.gateway) != (before.access_log, before.policy.gateway):
+            self._change_log(config)
+        # A guard remembers what it has judged: one that would be the same stays.
+        guard = proxy.snapshot.guard if _networks(config) == _networks(before) else self._guard(config)
+        proxy.adopt(Snapshot(config, _engine(generation), guard))
+        self._settle(generation)
+
+    def _settle(self, generation: Generation) -> None:
+        """What is read from the config in force, and the word that it is."""
+        config = self._config = generation.config
+        self._connection_limit = generation.connection_limit
+        self._doors = [_door(listener) for listener in config.listeners]
+        self._undecided.limit = config.limits.undecided_per_source
+        self._meter.in_force(generation.number)
+        self._task.inbox.confirm(generation.number)
+
+    def _guard(self, config: Config) -> Guard:
+        return Guard(*_networks(config), self._task.own_endpoints)
+
+    def _resolver(self, config: Config) -> Resolver:
+        return Resolver(_resolver_settings(config), _DnsObserver(self._meter))
+
+    def _retire(self, resolver: Resolver, timeout: float) -> None:
+        """Close a resolver once nobody can wait for it: its lookups end within their timeout."""
+
+        async def close_later() -> None:
+            await asyncio.sleep(2 * timeout)
+            await resolver.close()
+
+        retiring = asyncio.create_task(close_later())
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+
+    def _change_log(self, config: Config) -> None:
+        try:
+            self._log.change(config.access_log, _log_identity(config))
+        except OSError as error:
+            _log.error("cannot write the new access log; the old one goes on", error=str(error))
+
+    def _reopen_log(self) -> None:
+        self._log.reopen()
+
+    # Connections.
 
     def _ended(self, connection: Strand) -> None:
         self._connections.discard(connection)
@@ -136,7 +224,7 @@ class _Worker:
     def _has_room(self) -> bool:
         """Whether all workers together hold fewer connections than the limit."""
         active = self._active
-        return sum([slots[active] for slots in self._active_slots]) < self._task.connection_limit
+        return sum([slots[active] for slots in self._active_slots]) < self._connection_limit
 
     async def _drain(self, seconds: float) -> None:
         """Let live connections finish, then end the rest."""
@@ -156,7 +244,25 @@ class _Worker:
     async def _heartbeat(self) -> None:
         while True:
             self._meter.beat()
+            self._recent.publish()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+
+def _engine(generation: Generation) -> Engine:
+    """The engine over a policy that was handed to us; its descriptor is needed no more."""
+    try:
+        return Engine(generation.compiled())
+    finally:
+        os.close(generation.policy)
+
+
+def _log_identity(config: Config) -> LogIdentity:
+    return LogIdentity.of(config.policy.gateway, os.environ)
+
+
+def _networks(config: Config) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
+    """What the guard is made of."""
+    return config.upstream.allow_networks, config.upstream.deny_networks
 
 
 def _door(listener: Listener) -> Door:

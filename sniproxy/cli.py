@@ -23,7 +23,6 @@ from sniproxy.policy.model import Action, Attribute, Condition, Ground, Request,
 from sniproxy.queries import Policy, explain_file, explain_one, parse_identity, parse_source_ip
 from sniproxy.reload.generation import Source, load
 from sniproxy.supervisor import Supervisor
-from sniproxy.top import NoAnswerError, keyboard, show_live, show_once
 
 DONE, BAD_INPUT = 0, 1
 
@@ -67,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_explain(commands.add_parser("explain", help="say what the policy decides, by which rule, and what came near"))
 
-    top = commands.add_parser("top", help="what a running proxy does, live in the terminal: the admin page without a browser")
+    top = commands.add_parser("top", help="what a running proxy does, live: the admin page in a terminal")
     asked = top.add_mutually_exclusive_group()
     asked.add_argument("--config", type=Path, metavar="FILE", help="of the proxy; its admin.address is asked")
     asked.add_argument("--admin", type=_address, metavar="ADDR", help="or this one: 127.0.0.1:9402, or unix:/path")
@@ -157,6 +156,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _top(options: argparse.Namespace) -> int:
+    # Loaded only here: no worker asks anybody over HTTP.
+    from sniproxy.top import NoAnswerError, keyboard, show_live, show_once  # noqa: PLC0415
+
     address = options.admin or load_config(options.config).config.admin.address
     if address is None:
         print("sniproxy: admin.address is null: there is nothing to ask", file=sys.stderr)

@@ -4,6 +4,7 @@ import time
 
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import Meter
+from sniproxy.observe.recent import Recent
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
 
@@ -11,9 +12,10 @@ from sniproxy.record import Record
 class Ledger:
     """What the story of a connection reports to."""
 
-    def __init__(self, log: AccessLog, meter: Meter) -> None:
+    def __init__(self, log: AccessLog, meter: Meter, recent: Recent) -> None:
         self._log = log
         self.meter = meter
+        self.recent = recent
         self._number = 0
 
     def begin(self, source_ip: str) -> Record:
@@ -30,15 +32,20 @@ class Ledger:
         self.meter.opened()
         self.meter.connect_seconds(now - connecting)
         self._log.write(record, Event.OPEN, now)
+        self.recent.opened(record, now)
 
     def finish(self, record: Record) -> None:
         """The one end of a record: one line, and one count."""
         now = time.monotonic()
         reason = record.reason
         self.meter.ended(reason, record.ground.policy, record.ground.rule)
+        if record.dry_run is not None and record.dry_run.reason is not None:
+            ground = record.dry_run.ground
+            self.meter.would_deny(ground.policy, ground.rule, record.dry_run.reason)
         if record.opened:
             self.meter.connection_seconds(now - record.began)
         self._log.write(record, reason.event, now)
+        self.recent.ended(record, now)
 
     def shed(self, source_ip: str) -> None:
         """A connection that was accepted only to be closed, for want of descriptors."""

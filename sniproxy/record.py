@@ -2,7 +2,7 @@
 
 from sniproxy.identity.spiffe import UNKNOWN, Identity
 from sniproxy.outcome import Reason
-from sniproxy.policy.model import NO_GROUND, Ground
+from sniproxy.policy.model import NO_GROUND, DryRun, Ground
 
 
 class Record:
@@ -14,10 +14,12 @@ class Record:
     __slots__ = (
         "allowed",
         "alpn",
+        "audit",
         "began",
         "destination_ip",
         "destination_port",
         "detail",
+        "dry_run",
         "ech",
         "ground",
         "identity",
@@ -43,6 +45,8 @@ class Record:
         self.ech = False
         self.allowed = False
         self.ground: Ground = NO_GROUND
+        self.dry_run: DryRun | None = None  # what monitor mode would have changed
+        self.audit: Ground | None = None  # the audit rule that holds
         self.destination_ip = ""
         self.destination_port = 0
         self.received = 0

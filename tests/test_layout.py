@@ -1,6 +1,6 @@
 """The shape of the code: tests mirror the sources, and imports point one way.
 
-wire -> identity -> policy -> net -> record -> observe -> ... -> connection -> app -> supervisor -> cli
+wire -> identity -> policy -> reload -> net -> record -> observe -> ... -> connection -> app -> supervisor -> cli
 """
 
 import ast
@@ -16,7 +16,7 @@ CODE = [path for path in SOURCES if path.name not in ("__init__.py", "__main__.p
 # Sources whose test does not bear their name, the one that shows them, and why.
 SHOWN_BY = {
     "sniproxy/app.py": ("tests/e2e/test_lifecycle.py", "it is the composition root: only the whole shows it"),
-    "sniproxy/supervisor.py": ("tests/e2e/test_lifecycle.py", "it forks"),
+    "sniproxy/supervisor.py": ("tests/e2e/test_reload.py", "it forks"),
     "sniproxy/connection.py": ("tests/e2e/test_clients.py", "the story is told by real clients"),
     "sniproxy/intake.py": ("tests/e2e/test_hellos.py", "its cases are byte sequences from a real socket"),
     "sniproxy/demo.py": ("Makefile", "it starts the whole proxy, and is run by `make demo`"),
@@ -49,15 +49,23 @@ ORDER = (
     "identity",
     "config",
     "policy",
+    "limits",
+    "processes",
+    "reload",
+    "queries",
     "net",
     "record",
     "observe",
     "ledger",
     "intake",
+    "live",
     "connection",
     "app",
+    "capacity",
+    "publisher",
     "supervisor",
     "demo",
+    "top",
     "cli",
     "__main__",
 )
@@ -68,17 +76,23 @@ ONLY = {
     "identity": {"names", "wire"},
     "config": {"names", "identity"},
     "policy": {"names", "outcome", "identity", "config"},
+    "processes": set(),
+    "reload": {"config", "policy", "processes"},
     "record": {"outcome", "identity", "policy"},
     "ledger": {"outcome", "record", "observe"},
+    "top": {"config"},
 }
 
 # Parts that few may know.
 IMPORTED_BY = {
     "ledger": {"connection", "app"},
+    "live": {"connection", "app"},
     "connection": {"app", "supervisor"},
     "app": {"supervisor"},
+    "publisher": {"supervisor"},
     "supervisor": {"cli"},
     "demo": {"cli"},
+    "top": {"cli"},
     "cli": {"__main__"},
     "__main__": set(),
 }

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from sniproxy.config.model import AccessLog as Settings
 from sniproxy.config.model import Gateway
 from sniproxy.ledger import Ledger
-from sniproxy.observe.access_log import AccessLog, LineFormat, LogIdentity, Sink
-from sniproxy.observe.metrics import Meter, denied_totals, new_scoreboard, read_samples
-from sniproxy.outcome import Event, Reason
+from sniproxy.observe.access_log import AccessLog
+from sniproxy.observe.lines import LogIdentity
+from sniproxy.observe.metrics import DENIED, WOULD_DENY, Meter, labelled_totals, new_scoreboard, read_samples
+from sniproxy.observe.recent import Recent
+from sniproxy.outcome import Reason
+from sniproxy.policy.model import DryRun, Ground
 
 
 class Books:
@@ -22,9 +26,9 @@ class Books:
         self._board = new_scoreboard(1)
         meter = Meter(self._board.workers[0])
         identity = LogIdentity.of(Gateway(), {"POD_NAME": "pod"})
-        sink = Sink(str(path), meter.log_dropped)
-        self._log = AccessLog(LineFormat(identity, "p"), sink, frozenset(Event), asyncio.get_running_loop())
-        self.ledger = Ledger(self._log, meter)
+        settings = [Settings(path=str(path))]
+        self._log = AccessLog(settings, identity, "p", meter.log_dropped, asyncio.get_running_loop())
+        self.ledger = Ledger(self._log, meter, Recent(self._board.workers[0]))
 
     def lines(self) -> list[dict[str, Any]]:
         """Every line. Closes the log."""
@@ -38,13 +42,34 @@ class Books:
             name = sample.metric.name.removeprefix("sniproxy_")
             told |= {" ".join((name, *labels)): count for labels, count in sample.series}
             told |= {name: sum(sample.bucket_counts)} if sample.bucket_counts else {}
-        told |= {" ".join(("denied", *labels)): count for labels, count in denied_totals(self._board)}
+        for name, metric in (("denied", DENIED), ("would_deny", WOULD_DENY)):
+            told |= {" ".join((name, *labels)): count for labels, count in labelled_totals(self._board, metric)}
         return {name: count for name, count in told.items() if count}
 
 
 @pytest.fixture
 async def books(tmp_path: Path) -> Books:
     return Books(tmp_path / "log")
+
+
+async def test_what_monitor_mode_let_pass_is_counted_by_what_would_have_refused_it(books: Books) -> None:
+    """Once, at its end, and besides its ordinary count."""
+    record = books.ledger.begin("10.1.2.3")
+    record.dry_run = DryRun(True, Reason.RULE, Ground("p.yaml", "no-english", "p.yaml", 1))
+    books.ledger.opened(record, record.began)
+    record.end(Reason.DONE)
+    books.ledger.finish(record)
+    counts = books.counts()
+    assert (1.0, 1.0) == (counts["would_deny p.yaml no-english rule"], counts["connections_closed done"])
+    assert not [name for name in counts if name.startswith("denied")]
+
+
+async def test_what_monitor_mode_would_let_pass_is_counted_as_the_refusal_that_it_was(books: Books) -> None:
+    record = books.ledger.begin("10.1.2.3")
+    record.dry_run = DryRun(False, None, Ground("p.yaml", "soon", "p.yaml", 1))
+    record.end(Reason.DEFAULT)
+    books.ledger.finish(record)
+    assert {"denied none none default": 1.0} == {name: count for name, count in books.counts().items() if "den" in name}
 
 
 async def test_a_connection_that_was_served_has_a_line_at_its_opening_and_one_at_its_end(books: Books) -> None:

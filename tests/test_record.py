@@ -21,6 +21,8 @@ def test_a_record_begins_with_what_accept_tells() -> None:
         "ech": False,
         "allowed": False,
         "ground": NO_GROUND,
+        "dry_run": None,
+        "audit": None,
         "destination_ip": "",
         "destination_port": 0,
         "received": 0,

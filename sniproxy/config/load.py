@@ -44,7 +44,8 @@ def load_config(path: Path | None) -> LoadedConfig:
 
 
 def _find_policies(config: Config, root: Node, path: Path) -> tuple[tuple[Path, PolicyFile], ...]:
-    found: dict[Path, tuple[int, PolicyFile]] = {}
+    # A file may be named for several namespaces, as one is applied with several `kubectl -n`.
+    found: dict[tuple[Path, str | None], tuple[int, PolicyFile]] = {}
     problems = []
     for number, entry in enumerate(config.policy.files):
         line = root.line_of(("policy", "files", number))
@@ -55,13 +56,13 @@ def _find_policies(config: Config, root: Node, path: Path) -> tuple[tuple[Path, 
             problems.append(Problem(str(path), line, str(error)))
             continue
         for match in matches:
-            first, _ = found.setdefault(match, (line, entry))
-            if found[match][1] is not entry:
+            first, other = found.setdefault((match, entry.namespace), (line, entry))
+            if other is not entry:
                 message = f"policy file {match} is named here again, first on line {first}; keep one"
                 problems.append(Problem(str(path), line, message))
     if problems:
         raise BadInputError(problems)
-    return tuple((match, entry) for match, (_, entry) in found.items())
+    return tuple((match, entry) for (match, _), (_, entry) in found.items())
 
 
 def _expand(pattern: Path) -> list[Path]:

@@ -132,7 +132,7 @@ class Relay:
         return self._response.moved
 
     def start(self, head: bytes, heard: int) -> Pending[Reason]:
-        """Relay until both directions have ended: to DONE, CLIENT_RESET, UPSTREAM_RESET, IDLE_TIMEOUT, or `stop`'s word.
+        """Relay until both directions have ended: to DONE, CLIENT_RESET, UPSTREAM_RESET, IDLE_TIMEOUT or `stop`'s.
 
         `head` is what was read from downstream already, and `heard` the epoll events that upstream's owner before
         us was told of.

@@ -30,6 +30,7 @@ class Metric:
     label: str = ""
     values: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    is_least: bool = False  # of all workers, instead of their sum
 
     @property
     def slots(self) -> int:
@@ -93,7 +94,12 @@ DNS_CACHE = Metric(
 LOG_DROPPED = Metric("sniproxy_access_log_dropped_lines", Kind.COUNTER, "Access log lines that could not be written.")
 SHED = Metric("sniproxy_connections_shed", Kind.COUNTER, "Connections closed at accept for want of descriptors.")
 RESTARTS = Metric("sniproxy_worker_restarts", Kind.COUNTER, "Workers started again after they died.")
-GENERATION = Metric("sniproxy_config_generation", Kind.GAUGE, "The config and policy in force, counted from 1.")
+GENERATION = Metric(
+    "sniproxy_config_generation",
+    Kind.GAUGE,
+    "The config and policy that every worker has taken, counted from 1.",
+    is_least=True,
+)
 RELOAD_SUCCESS = Metric(
     "sniproxy_config_last_reload_success",
     Kind.GAUGE,
@@ -101,6 +107,13 @@ RELOAD_SUCCESS = Metric(
 )
 RELOAD_TIME = Metric(
     "sniproxy_config_last_reload_timestamp_seconds", Kind.GAUGE, "When the config in force was read, in Unix time."
+)
+LIMIT = Metric(
+    "sniproxy_connections_limit", Kind.GAUGE, "How many connections may be active at once, in all workers together."
+)
+RULES = Metric("sniproxy_policy_rules", Kind.GAUGE, "Rules of the policy that was read last.")
+WARNINGS = Metric(
+    "sniproxy_policy_warnings", Kind.GAUGE, "What `sniproxy check` warns of in the policy that was read last."
 )
 HEARTBEAT = Metric("sniproxy_worker_heartbeat", Kind.GAUGE, "Internal.")
 SERVING = Metric("sniproxy_worker_serving", Kind.GAUGE, "Internal.")
@@ -124,6 +137,9 @@ CATALOGUE = (
     GENERATION,
     RELOAD_SUCCESS,
     RELOAD_TIME,
+    LIMIT,
+    RULES,
+    WARNINGS,
     HEARTBEAT,
     SERVING,
 )
@@ -132,7 +148,12 @@ INTERNAL = frozenset({HEARTBEAT, SERVING})
 
 # Refusals are counted by policy and rule, which come and go with policies: they have a table of their own.
 DENIED = Metric("sniproxy_connections_denied", Kind.COUNTER, "Connections refused.")
+WOULD_DENY = Metric(
+    "sniproxy_connections_would_deny", Kind.COUNTER, "Connections that monitor mode let pass, and would be refused."
+)
 DENIED_LABELS = ("policy", "rule", "reason")
+# Each has a table of its own on the scoreboard, in this order.
+LABELLED = (DENIED, WOULD_DENY)
 
 _FIRST_SLOT: dict[Metric, int] = {}
 for _metric in CATALOGUE:
@@ -146,7 +167,7 @@ def slot_of(metric: Metric, value: str = "") -> int:
 
 
 def new_scoreboard(workers: int) -> Scoreboard:
-    return Scoreboard(workers, SLOTS, len(DENIED_LABELS))
+    return Scoreboard(workers, SLOTS, [len(DENIED_LABELS)] * len(LABELLED))
 
 
 Increment = Callable[[float], None]
@@ -157,7 +178,7 @@ class Meter:
 
     def __init__(self, row: Row) -> None:
         self._slots = row.slots
-        self._denied = row.labelled()
+        self._denied, self._would_deny = (row.labelled(table) for table in range(len(LABELLED)))
         self._failed = {reason: slot_of(FAILED, reason.word) for reason in Reason if reason.event is Event.FAIL}
         self._closed = {reason: slot_of(CLOSED, reason.word) for reason in Reason if reason.event is Event.CLOSE}
         self._accepted = slot_of(ACCEPTED)
@@ -194,9 +215,17 @@ class Meter:
         else:
             slots[self._failed[reason]] += 1.0
 
+    def would_deny(self, policy: str, rule: str, reason: Reason) -> None:
+        """Monitor mode has let a connection pass."""
+        self._would_deny.add((policy, rule, reason.word))
+
     def beat(self) -> None:
         """This worker is alive, now."""
         self._slots[slot_of(HEARTBEAT)] = time.monotonic()
+
+    def in_force(self, generation: int) -> None:
+        """This worker judges by `generation`."""
+        self._slots[slot_of(GENERATION)] = float(generation)
 
     def serving(self, *, yes: bool) -> None:
         self._slots[slot_of(SERVING)] = float(yes)
@@ -241,9 +270,13 @@ def read_samples(board: Scoreboard) -> Iterator[Sample]:
             yield Sample(metric, (), tuple(sums[:-1]), sums[-1])
         elif metric.values:
             yield Sample(metric, tuple(((value,), count) for value, count in zip(metric.values, sums, strict=True)))
+        elif metric.is_least:
+            yield Sample(metric, (((), min(row.slots[first] for row in board.workers)),))
         else:
             yield Sample(metric, (((), sums[0]),))
 
 
-def denied_totals(board: Scoreboard) -> Sequence[tuple[Labels, float]]:
-    return sorted((labels, count) for labels, count in board.labelled_totals().items() if count or labels[0] != "other")
+def labelled_totals(board: Scoreboard, metric: Metric) -> Sequence[tuple[Labels, float]]:
+    """The series of one of `LABELLED`, sorted."""
+    totals = board.labelled_totals(LABELLED.index(metric)).items()
+    return sorted((labels, count) for labels, count in totals if count or labels[0] != "other")

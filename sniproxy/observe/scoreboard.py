@@ -10,11 +10,15 @@ Slots are 8-byte floats: exact for whole numbers up to 2**53, and written at onc
 import mmap
 from collections.abc import Iterator, Sequence
 
+from sniproxy.observe.bulletin import SIZE as BULLETIN_SIZE
+
 _FLOAT = 8
 _LABEL_ROW = 512  # bytes for the text of one set of label values, its length in front
 _LABEL_ROWS = 512
+_TABLE = _LABEL_ROWS * (_FLOAT + _LABEL_ROW)
 _SEPARATOR = "\x1f"  # ASCII's unit separator; no label value has a control character
 _UNDECIDED_SLOTS = 1 << 14
+_UNDECIDED = _UNDECIDED_SLOTS * 4
 
 Labels = tuple[str, ...]
 
@@ -65,43 +69,46 @@ def read_labelled(memory: memoryview, counts: "memoryview[float]") -> Iterator[t
 
 
 class Row:
-    """What one worker writes."""
+    """What one worker writes: slots, tables of labelled counts, undecided counts, and a bulletin."""
 
-    def __init__(self, memory: memoryview, slots: int, label_width: int) -> None:
-        end_of_slots = slots * _FLOAT
-        end_of_counts = end_of_slots + _LABEL_ROWS * _FLOAT
-        end_of_labels = end_of_counts + _LABEL_ROWS * _LABEL_ROW
-        self.slots = memory[:end_of_slots].cast("d")
-        self.undecided = memory[end_of_labels:].cast("I")
-        self._counts = memory[end_of_slots:end_of_counts].cast("d")
-        self._labels = memory[end_of_counts:end_of_labels]
-        self._label_width = label_width
+    def __init__(self, memory: memoryview, slots: int, label_widths: Sequence[int]) -> None:
+        end = slots * _FLOAT
+        self.slots = memory[:end].cast("d")
+        self._tables = []
+        for width in label_widths:
+            counts = memory[end : end + _LABEL_ROWS * _FLOAT].cast("d")
+            labels = memory[end + _LABEL_ROWS * _FLOAT : end + _TABLE]
+            self._tables.append((labels, counts, width))
+            end += _TABLE
+        self.undecided = memory[end : end + _UNDECIDED].cast("I")
+        self.bulletin = memory[end + _UNDECIDED :]
 
-    def labelled(self) -> LabelledCounts:
-        """The worker's own table, to count in."""
-        return LabelledCounts(self._labels, self._counts, self._label_width)
+    def labelled(self, table: int) -> LabelledCounts:
+        """A table of the worker's own, to count in."""
+        return LabelledCounts(*self._tables[table])
 
-    def labelled_counts(self) -> Iterator[tuple[Labels, float]]:
-        return read_labelled(self._labels, self._counts)
+    def labelled_counts(self, table: int) -> Iterator[tuple[Labels, float]]:
+        labels, counts, _ = self._tables[table]
+        return read_labelled(labels, counts)
 
 
 class Scoreboard:
     """The rows of `workers` workers and of their supervisor, of `slots` numbers each. Made before the first fork."""
 
-    def __init__(self, workers: int, slots: int, label_width: int) -> None:
-        size = slots * _FLOAT + _LABEL_ROWS * (_FLOAT + _LABEL_ROW) + _UNDECIDED_SLOTS * 4
+    def __init__(self, workers: int, slots: int, label_widths: Sequence[int]) -> None:
+        size = slots * _FLOAT + len(label_widths) * _TABLE + _UNDECIDED + BULLETIN_SIZE
         memory = memoryview(mmap.mmap(-1, size * (workers + 1)))
-        rows = [Row(memory[size * n : size * (n + 1)], slots, label_width) for n in range(workers + 1)]
+        rows = [Row(memory[size * n : size * (n + 1)], slots, label_widths) for n in range(workers + 1)]
         self.workers = rows[:-1]
         self.supervisor = rows[-1]
 
     def total(self, slot: int) -> float:
         return sum(row.slots[slot] for row in (*self.workers, self.supervisor))
 
-    def labelled_totals(self) -> dict[Labels, float]:
+    def labelled_totals(self, table: int) -> dict[Labels, float]:
         totals: dict[Labels, float] = {}
         for row in self.workers:
-            for labels, count in row.labelled_counts():
+            for labels, count in row.labelled_counts(table):
                 totals[labels] = totals.get(labels, 0.0) + count
         return totals
 
@@ -111,18 +118,18 @@ class UndecidedCounts:
 
     Sources share a fixed number of counters by their hash, so the table cannot grow; two sources that fall together
     can only make the limit come early. The hash is Python's, keyed anew in each run and inherited by workers, so that
-    nobody can aim at another's counter.
+    nobody can aim at another's counter. `limit` may change at any time.
     """
 
-    def __init__(self, rows: Sequence[Row], own: Row, limit: int) -> None:
+    def __init__(self, rows: Sequence[Row], own: Row, limit: int = 0) -> None:
         self._columns = [row.undecided for row in rows]
         self._own = own.undecided
-        self._limit = limit
+        self.limit = limit
 
     def enter(self, source: str) -> bool:
         """Count one more of `source`; False, and nothing counted, at the limit."""
         slot = hash(source) % _UNDECIDED_SLOTS
-        if sum(column[slot] for column in self._columns) >= self._limit:
+        if sum(column[slot] for column in self._columns) >= self.limit:
             return False
         self._own[slot] += 1
         return True

@@ -5,7 +5,7 @@ settings: what a decision looks at is read where it lies, and nothing is made fo
 
     header      magic, version, and where the parts begin
     records     the nodes of the index, each under its key, and behind them the rules as they were
-    slots       a hash table of the nodes, open addressing: 32 bits of hash and 32 bits of place each
+    slots       a hash table of the nodes, open addressing, 4 bytes a slot: some of the place, the rest of the hash
     places      where each rule is, for those who want to see them all
     settings    what holds for all rules, with the node at the top of the index
 
@@ -62,10 +62,14 @@ from sniproxy.policy.model import (
 
 MAGIC = b"sniproxy"
 VERSION = 1
-# magic, version, length of all, checksum of the settings; how many slots there are, how many a hash can point to, how
-# many rules; where slots, places and settings begin
+# magic, version, length of all; how many slots there are, how many a hash can point to, how many bits of them are a
+# place, how many rules there are; where slots, places and settings begin; and a checksum of all that and the settings
 _HEADER = struct.Struct("<8sIQIIIIIII")
+_CHECKSUM = struct.Struct("<I")
 _MOST_BYTES = 1 << 32  # what 32 bits can point to
+
+# Places in slots count units of so many bytes, in bits; nodes that are looked up begin at one.
+_UNIT = 3
 
 # Marshal without references, which depend on who else holds an object: the same rulebook gives the same bytes.
 _MARSHAL = 2
@@ -105,9 +109,10 @@ def compile_rulebook(rulebook: Rulebook) -> bytes:
 
 class _Writer:
     def __init__(self) -> None:
-        self._bytes = bytearray(_HEADER.size)
-        self._slots: list[int] = []
+        self._bytes = bytearray(_HEADER.size + _CHECKSUM.size)
+        self._keys: list[tuple[int, int]] = []  # hashes, and where the records are
         self._places = 0
+        self._files: dict[str, int] = {}  # by their numbers, for most rules share theirs with many
         self._splits: dict[int, Record] = {}
         self._last_leaf: Leaf | None = None
         self._last_record: Record = None
@@ -115,19 +120,24 @@ class _Writer:
 
     def run(self, book: Rulebook) -> bytes:
         index = build_index(book)  # kept while its splits are known by their identity
+        for rule in book.rules:
+            self._files.setdefault(rule.ground.file, len(self._files))
         root = self._unkeyed(index)
-        places = array("I", [self._add(_rule_record(rule)) for rule in book.rules])
-        self._bytes += bytes(-len(self._bytes) % 8)
-        slots, homes = _hash_table(self._slots), _homes(len(self._slots))
+        places = array("I", [self._add(_rule_record(rule, self._files)) for rule in book.rules])
+        self._align()
+        bits = (len(self._bytes) >> _UNIT).bit_length()
+        slots, homes = _hash_table(self._keys, bits), _homes(len(self._keys))
         slots_at = self._append(slots.tobytes())
         places_at = self._append(places.tobytes())
-        settings = marshal.dumps(_settings_record(book, root), _MARSHAL)
+        settings = marshal.dumps(_settings_record(book, tuple(self._files), root), _MARSHAL)
         settings_at = self._append(settings)
         size = len(self._bytes)
         if size >= _MOST_BYTES:
             raise BadRulebookError(f"the compiled rules take {size} bytes, and may take 4 GiB; split the policy")
-        parts = len(slots), homes, len(places), slots_at, places_at, settings_at
-        _HEADER.pack_into(self._bytes, 0, MAGIC, VERSION, size, crc32(settings), *parts)
+        parts = len(slots), homes, bits, len(places), slots_at, places_at, settings_at
+        header = _HEADER.pack(MAGIC, VERSION, size, *parts)
+        header += _CHECKSUM.pack(crc32(settings, crc32(header)))
+        self._bytes[: len(header)] = header
         return bytes(self._bytes)
 
     def _append(self, part: bytes) -> int:
@@ -135,13 +145,17 @@ class _Writer:
         self._bytes += part
         return where
 
+    def _align(self) -> None:
+        self._bytes += bytes(-len(self._bytes) % (1 << _UNIT))
+
     def _add(self, record: Record) -> int:
         return self._append(marshal.dumps(record, _MARSHAL))
 
     def _add_key(self, place: int, key: Key, record: Record) -> None:
         place += key.form
+        self._align()
         where = self._add((key.text, place, *record))
-        self._slots.append(crc32(key.text, place) << 32 | where)
+        self._keys.append((crc32(key.text, place), where))
 
     def _new_place(self) -> int:
         self._places += FORMS
@@ -179,7 +193,7 @@ class _Writer:
         asked = sorted(self._questions(entry.conditions), key=lambda question: question[:2])
         first, *more = asked or [(NOTHING, 0, None)]
         rank = entry.number * KINDS + entry.kind
-        return rank, *first, tuple(more) or None, *_consequence_record(entry.rule)
+        return rank, *first, tuple(more) or None, *_consequence_record(entry.rule, self._files)
 
     def _questions(self, conditions: Clause) -> Iterator[Question]:
         for attribute, values, not_values in conditions:
@@ -215,32 +229,39 @@ class _Writer:
         return table
 
 
-def _hash_table(entries: Sequence[int]) -> "array[int]":
-    """A third of it is in use. It ends in an empty slot, so that no search runs out of it."""
-    homes = _homes(len(entries))
-    slots = array("Q", bytes(8 * (homes + len(entries) + 1)))
+def _hash_table(keys: Sequence[tuple[int, int]], bits: int) -> "array[int]":
+    """A third of it is in use. It ends in an empty slot, so that no search runs out of it.
+
+    A slot is small, so that what is looked at for every decision stays near the processor: the `bits` of a place, and
+    above them the upper bits of a hash, which are enough to pass by almost all others.
+    """
+    homes = _homes(len(keys))
+    slots = array("I", bytes(4 * (homes + len(keys) + 1)))
     end = homes
-    for entry in entries:
-        index = (entry >> 32) % homes
+    for hashed, where in keys:
+        index = hashed % homes
         while slots[index]:
             index += 1
-        slots[index] = entry
+        slots[index] = hashed >> bits << bits | where >> _UNIT
         end = max(end, index + 1)
     return slots[: end + 1]
 
 
-def _homes(entries: int) -> int:
+def _homes(keys: int) -> int:
     """How many slots a hash can point to: odd, so that all its bits have a say."""
-    return 3 * entries | 1
+    return 3 * keys | 1
 
 
 # The records beside those of nodes.
 
 
-def _consequence_record(rule: Rule) -> Record:
-    limits = rule.limits
+def _consequence_record(rule: Rule, files: dict[str, int]) -> Record:
+    ground, limits = rule.ground, rule.limits
     return (
-        *rule.ground,
+        ground.policy,
+        ground.rule,
+        files[ground.file],
+        ground.line,
         tuple(map(str, rule.allow_networks)) or None,
         (*limits[:3], limits.per.value) if limits else None,
     )
@@ -260,15 +281,15 @@ def _limits(record: Record) -> RuleLimits | None:
     return RuleLimits(connections, rate, burst, Per(per))
 
 
-def _rule_record(rule: Rule) -> Record:
+def _rule_record(rule: Rule, files: dict[str, int]) -> Record:
     clauses = tuple(tuple((_NUMBERS[it.attribute], *it[1:]) for it in clause) for clause in rule.clauses)
-    return *_consequence_record(rule), rule.action.value, rule.is_monitored, clauses
+    return *_consequence_record(rule, files), rule.action.value, rule.is_monitored, clauses
 
 
-def _rule(record: Record) -> Rule:
+def _rule(record: Record, files: Sequence[str]) -> Rule:
     policy, rule, file, line, networks, limits, action, is_monitored, clauses = record
     return Rule(
-        Ground(policy, rule, file, line),
+        Ground(policy, rule, files[file], line),
         Action(action),
         tuple(tuple(Condition(_ATTRIBUTES[number], *sides) for number, *sides in clause) for clause in clauses),
         is_monitored,
@@ -277,7 +298,7 @@ def _rule(record: Record) -> Rule:
     )
 
 
-def _settings_record(book: Rulebook, root: Record) -> Record:
+def _settings_record(book: Rulebook, files: tuple[str, ...], root: Record) -> Record:
     asked = {it.attribute for rule in book.rules for it in chain.from_iterable(rule.clauses)}
     return (
         book.default.value,
@@ -288,6 +309,7 @@ def _settings_record(book: Rulebook, root: Record) -> Record:
         book.registry_only,
         tuple(sorted(set(map(kind_of, book.rules)))),
         tuple(sorted(_NUMBERS[attribute] for attribute in asked)),
+        files,
         root,
     )
 
@@ -309,16 +331,6 @@ def rank_of(entry: Record) -> int:
     return rank
 
 
-def ground_of(entry: Record) -> Ground:
-    return _new(Ground, entry[7:11])
-
-
-def consequence_of(entry: Record) -> tuple[Ground, tuple[Network, ...], RuleLimits | None]:
-    """The ground of a decision by this entry, what its permit opens, and its limits."""
-    networks, limits = entry[11], entry[12]
-    return _new(Ground, entry[7:11]), _networks(networks) if networks else (), _limits(limits) if limits else None
-
-
 class Compiled:
     """A compiled rulebook, read where it lies.
 
@@ -328,11 +340,13 @@ class Compiled:
 
     def __init__(self, run: bytes | memoryview | mmap) -> None:
         view = memoryview(run).cast("B").toreadonly()
-        slots, self._homes, rules, slots_at, places_at, settings_at = _checked(view)
+        slots, self._homes, bits, rules, slots_at, places_at, settings_at = _checked(view)
         self._view = view
-        self._slots = view[slots_at : slots_at + 8 * slots].cast("Q")
+        self._slots = view[slots_at : slots_at + 4 * slots].cast("I")
+        self._mask = (1 << bits) - 1  # of the place in a slot
         self._places = view[places_at : places_at + 4 * rules].cast("I")
-        default, monitor, identity, ech, outer_sni, registry, kinds, asked, root = _loads(view[settings_at:])
+        default, monitor, identity, ech, outer_sni, registry, kinds, asked, files, root = _loads(view[settings_at:])
+        self._files = files
         self._roots = [root] if root is not None else []
         self.kinds = frozenset(kinds)
         self.asks = frozenset(_ATTRIBUTES[number] for number in asked)
@@ -350,7 +364,16 @@ class Compiled:
         return len(self._places)
 
     def rules(self) -> Iterator[Rule]:
-        return (_rule(_loads(self._view[place:])) for place in self._places)
+        return (_rule(_loads(self._view[place:]), self._files) for place in self._places)
+
+    def ground(self, entry: Record) -> Ground:
+        return _new(Ground, (entry[7], entry[8], self._files[entry[9]], entry[10]))
+
+    def consequence(self, entry: Record) -> tuple[Ground, tuple[Network, ...], RuleLimits | None]:
+        """The ground of a decision by this entry, what its permit opens, and its limits."""
+        ground = _new(Ground, (entry[7], entry[8], self._files[entry[9]], entry[10]))
+        networks, limits = entry[11], entry[12]
+        return ground, _networks(networks) if networks else (), _limits(limits) if limits else None
 
     def first(  # noqa: C901, PLR0912 - the docstring says why
         self, name: bytes, principal: bytes, address: bytes, port: bytes
@@ -362,7 +385,7 @@ class Compiled:
         """
         best: list[Found] = [None] * KINDS
         subjects = name, principal, principal, address, port
-        slots, homes, view = self._slots, self._homes, self._view
+        slots, homes, mask, view = self._slots, self._homes, self._mask, self._view
         nodes = self._roots[:]
         for node in nodes:  # to which it adds
             if len(node) != 6:
@@ -388,8 +411,7 @@ class Compiled:
             if attribute != _NAME:
                 nodes += self._under(attribute, place, shapes, subjects[attribute])
                 continue
-            for shape in shapes:
-                form, measure = shape
+            for form, measure in shapes:
                 if form == EXACT:
                     key = name
                 elif form == UNDER:
@@ -398,14 +420,14 @@ class Compiled:
                         continue
                     key = name[len(labels[0]) :]
                 else:
-                    nodes += self._under(attribute, place, (shape,), name)
+                    nodes += self._under(attribute, place, ((form, measure),), name)
                     continue
                 here = place + form
                 hashed = crc32(key, here)
                 index = hashed % homes
                 while slot := slots[index]:
-                    if slot >> 32 == hashed:
-                        record = _loads(view[slot & 0xFFFFFFFF :])
+                    if slot ^ hashed <= mask:  # their upper bits are the same
+                        record = _loads(view[(slot & mask) << _UNIT :])
                         if record[0] == key and record[1] == here:
                             nodes.append(record)
                             break
@@ -425,8 +447,8 @@ class Compiled:
         hashed = crc32(key, place)
         index = hashed % self._homes
         while slot := self._slots[index]:
-            if slot >> 32 == hashed:
-                record = _loads(self._view[slot & 0xFFFFFFFF :])
+            if slot ^ hashed <= self._mask:
+                record = _loads(self._view[(slot & self._mask) << _UNIT :])
                 if record[0] == key and record[1] == place:
                     return record
             index += 1
@@ -454,17 +476,16 @@ class Compiled:
 
 def _checked(view: memoryview) -> tuple[int, ...]:
     """The numbers of the header."""
-    if len(view) < _HEADER.size or bytes(view[: len(MAGIC)]) != MAGIC:
+    if len(view) < _HEADER.size + _CHECKSUM.size or bytes(view[: len(MAGIC)]) != MAGIC:
         raise BadRulebookError("these bytes are no compiled rulebook")
-    _, version, size, checksum, *parts = _HEADER.unpack_from(view)
+    _, version, size, *parts = _HEADER.unpack_from(view)
     if version != VERSION:
         raise BadRulebookError(
             f"the rulebook was compiled in format {version}, and this version reads format {VERSION}"
         )
     if size != len(view):
         raise BadRulebookError(f"the compiled rulebook should have {size} bytes, and has {len(view)}")
-    slots, homes, rules, slots_at, places_at, settings_at = parts
-    fits = slots_at + 8 * slots == places_at and places_at + 4 * rules == settings_at and 0 < homes < slots
-    if not fits or crc32(view[settings_at:]) != checksum:
+    (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
+    if crc32(view[parts[-1] :], crc32(view[: _HEADER.size])) != checksum:
         raise BadRulebookError("the compiled rulebook is damaged")
     return tuple(parts)

@@ -13,7 +13,7 @@ from sniproxy.config.units import show
 from sniproxy.identity.spiffe import UNKNOWN
 from sniproxy.names import MAX_LENGTH, InvalidNameError, ServerName, parse_server_name
 from sniproxy.outcome import Reason
-from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, consequence_of, ground_of, rank_of
+from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, rank_of
 from sniproxy.policy.index import (
     ALLOW,
     AUDIT,
@@ -57,8 +57,9 @@ class Engine:
         self._rules = rules
         self._asks_for_source = Attribute.SOURCE_IP in rules.asks
         self._asks_for_port = Attribute.PORT in rules.asks
+        self._asks_for_outer = self.settings.outer_sni != OuterSni()
         self._denies_ech = self.settings.ech is EchPolicy.DENY
-        self._asks_for_outer = self.settings.outer_sni.must_equal or bool(self.settings.outer_sni.patterns)
+        self._asks_for_more = self._asks_for_source or self._asks_for_port or self._asks_for_outer or self._denies_ech
         self._remembered = lru_cache(maxsize=_REMEMBERED)(judge.decide)
 
     @classmethod
@@ -72,13 +73,16 @@ class Engine:
     def decide(self, request: Request) -> Decision:
         """The decision about one connection; the same request gets the same one, and is remembered for a while."""
         name, identity, source_ip, ech, outer_name, port = request
+        principal = b"" if identity is UNKNOWN else identity.encoded
+        if not self._asks_for_more:
+            return self._remembered(name, principal)
         return self._remembered(
             name,
-            b"" if identity is UNKNOWN else identity.encoded,
+            principal,
             source_ip if self._asks_for_source else "",
-            ech and self._denies_ech,
-            outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
             port if self._asks_for_port else 0,
+            outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
+            ech and self._denies_ech,
         )
 
 
@@ -96,9 +100,15 @@ class _Judge:
         self._has_any_allow = self._has_allow or MONITORED_ALLOW in rules.kinds
 
     def decide(
-        self, name: ServerName, principal: bytes, source_ip: str, ech: bool, outer_name: str, port: int
+        self,
+        name: ServerName,
+        principal: bytes,
+        source_ip: str = "",
+        port: int = 0,
+        outer_name: str = "",
+        ech: bool = False,
     ) -> Decision:
-        """The decision.
+        """The decision. What no rule asks for is left out.
 
         1. No identity, where one is required, denies.
         2. An encrypted ClientHello, where those are refused, denies: the name that we see is not the real one.
@@ -132,7 +142,7 @@ class _Judge:
                 decision = Allowed(Permit(name, ()), NO_GROUND)
             decision = decision._replace(dry_run=_difference(decision, enforced))
         if first[AUDIT] is not None:
-            decision = decision._replace(audit=ground_of(first[AUDIT]))
+            decision = decision._replace(audit=self._rules.ground(first[AUDIT]))
         return decision
 
     def _refusal(self, name: ServerName, principal: bytes, ech: bool, outer_name: str) -> Denied | None:
@@ -170,11 +180,11 @@ class _Judge:
             sentence = f"policy.registry is only and no ServiceEntry that the caller may see has {name}"
             return _refused(Reason.REGISTRY, sentence)
         if deny is not None:
-            ground = ground_of(deny)
+            ground = self._rules.ground(deny)
             phrase = f"rbac_access_denied_matched_policy[{ground.policy}-rule[{ground.rule}]]"
             return _new(Denied, (Reason.RULE, ground, phrase, None, None))
         if allow is not None:
-            ground, allow_networks, limits = consequence_of(allow)
+            ground, allow_networks, limits = self._rules.consequence(allow)
             return _new(Allowed, (_new(Permit, (name, allow_networks)), ground, limits, None, None))
         if has_allow or self._book.default is not Action.ALLOW:
             return _BY_DEFAULT

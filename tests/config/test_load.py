@@ -513,6 +513,18 @@ def test_policy_files_are_found_beside_the_config_in_the_order_of_its_entries(fo
     )
 
 
+def test_a_file_may_be_named_for_several_namespaces(folder: Path) -> None:
+    """As `kubectl apply -n` may be given one file for each of them."""
+    (folder / "google.yaml").touch()
+    config = folder / "sniproxy.yaml"
+    entries = [PolicyFile(path="google.yaml", namespace=namespace) for namespace in ("default", "otherns")]
+    config.write_text(
+        "policy:\n  files:\n"
+        "    - {path: google.yaml, namespace: default}\n    - {path: google.yaml, namespace: otherns}\n"
+    )
+    assert load_config(config).policy_files == tuple((folder / "google.yaml", entry) for entry in entries)
+
+
 def check(text: str) -> list[str]:
     """The problems of a config that is in no file."""
     try:

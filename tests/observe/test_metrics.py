@@ -9,9 +9,11 @@ from sniproxy.observe.metrics import (
     CATALOGUE,
     CLOSED,
     CONNECTION_SECONDS,
+    DENIED,
     DNS_CACHE,
     DNS_SECONDS,
     FAILED,
+    GENERATION,
     HEARTBEAT,
     HELLO_SECONDS,
     INTERNAL,
@@ -24,7 +26,7 @@ from sniproxy.observe.metrics import (
     Meter,
     Metric,
     Sample,
-    denied_totals,
+    labelled_totals,
     new_scoreboard,
     read_samples,
     slot_of,
@@ -56,7 +58,7 @@ def series(board: Scoreboard, metric: Metric) -> dict[str, float]:
 def ended(board: Scoreboard) -> dict[str, dict[str, float]]:
     """The three families that ended connections are counted in."""
     return {
-        "denied": {labels[-1]: count for labels, count in denied_totals(board) if count},
+        "denied": {labels[-1]: count for labels, count in labelled_totals(board, DENIED) if count},
         "failed": series(board, FAILED),
         "closed": series(board, CLOSED),
     }
@@ -78,7 +80,7 @@ def test_a_refusal_is_counted_by_policy_rule_and_reason(board: Scoreboard, meter
     meter.ended(Reason.RULE, "policy.yaml", "no-english")
     meter.ended(Reason.RULE, "policy.yaml", "no-english")
     meter.ended(Reason.DEFAULT, "none", "none")
-    assert [it for it in denied_totals(board) if it[1]] == [
+    assert [it for it in labelled_totals(board, DENIED) if it[1]] == [
         (("none", "none", "default"), 1.0),
         (("policy.yaml", "no-english", "rule"), 2.0),
     ]
@@ -165,6 +167,14 @@ def test_a_worker_says_that_it_lives_and_serves(board: Scoreboard, meter: Meter)
     meter.serving(yes=True)
     assert board.workers[0].slots[slot_of(HEARTBEAT)] > 0
     assert [row.slots[slot_of(SERVING)] for row in board.workers] == [1.0, 0.0]
+
+
+def test_the_generation_in_force_is_the_one_that_every_worker_has(board: Scoreboard, meter: Meter) -> None:
+    """Not the newest that one of them has taken, and none before all have one."""
+    meter.in_force(7)
+    assert series(board, GENERATION) == {}
+    Meter(board.workers[1]).in_force(6)
+    assert series(board, GENERATION) == {"": 6.0}
 
 
 def test_no_two_series_share_a_slot() -> None:

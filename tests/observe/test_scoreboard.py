@@ -10,12 +10,12 @@ MOST_LABELS = 511  # sets of labels that a worker's table has room for, beside `
 
 
 def board(workers: int = 2) -> Scoreboard:
-    return Scoreboard(workers, 4, WIDTH)
+    return Scoreboard(workers, 4, [WIDTH, WIDTH])
 
 
 def totals(of: Scoreboard) -> dict[tuple[str, ...], float]:
     """The labelled counts, without those that are nothing."""
-    return {labels: count for labels, count in of.labelled_totals().items() if count}
+    return {labels: count for labels, count in of.labelled_totals(0).items() if count}
 
 
 def test_a_total_is_the_sum_over_all_workers() -> None:
@@ -27,7 +27,7 @@ def test_a_total_is_the_sum_over_all_workers() -> None:
 
 def test_labelled_counts_are_added_by_their_labels() -> None:
     shared = board()
-    first, second = (row.labelled() for row in shared.workers)
+    first, second = (row.labelled(0) for row in shared.workers)
     first.add(("p", "r", "rule"))
     first.add(("p", "r", "rule"))
     second.add(("p", "r", "rule"))
@@ -39,7 +39,7 @@ def test_labels_may_be_empty_or_hold_any_letters() -> None:
     shared = board()
     written = [("", "", ""), ("p.yaml", "früh", "rule"), ("a b", "\U0001d400" * 100, "rule")]
     for labels in written:
-        shared.workers[0].labelled().add(labels)
+        shared.workers[0].labelled(0).add(labels)
     assert totals(shared) == dict.fromkeys(written, 1.0)
 
 
@@ -49,17 +49,17 @@ def test_a_successor_goes_on_where_its_predecessor_ended() -> None:
     for _ in range(2):
         worker = shared.workers[0]
         worker.slots[0] += 5
-        counts = worker.labelled()
+        counts = worker.labelled(0)
         counts.add(("p", "r", "rule"))
         counts.add(("p", "s", "rule"))
     assert shared.total(0) == 10.0
     assert totals(shared) == {("p", "r", "rule"): 2.0, ("p", "s", "rule"): 2.0}
-    assert len(list(shared.workers[0].labelled_counts())) == 3  # with `other`
+    assert len(list(shared.workers[0].labelled_counts(0))) == 3  # with `other`
 
 
 def test_labels_past_the_size_of_the_table_are_counted_as_other() -> None:
     shared = board(1)
-    counts = shared.workers[0].labelled()
+    counts = shared.workers[0].labelled(0)
     for number in range(MOST_LABELS + 100):
         counts.add(("p", str(number), "rule"))
     counts.add(("p", "0", "rule"))
@@ -69,15 +69,15 @@ def test_labels_past_the_size_of_the_table_are_counted_as_other() -> None:
 
 def test_labels_that_are_too_long_for_a_row_are_counted_as_other() -> None:
     shared = board(1)
-    shared.workers[0].labelled().add(("p" * 600, "r", "rule"))
+    shared.workers[0].labelled(0).add(("p" * 600, "r", "rule"))
     assert totals(shared) == {("other", "other", "other"): 1.0}
 
 
 def test_reading_writes_nothing() -> None:
     """The admin process reads rows of workers that have not begun."""
     shared = board(1)
-    assert shared.labelled_totals() == {}
-    assert list(shared.workers[0].labelled_counts()) == []
+    assert shared.labelled_totals(0) == {}
+    assert list(shared.workers[0].labelled_counts(0)) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["a", "b", "c"]))))
@@ -85,7 +85,7 @@ def test_no_count_is_lost_or_made(events: list[tuple[int, str]]) -> None:
     shared = board()
     for worker, name in events:
         shared.workers[worker].slots[0] += 1
-        shared.workers[worker].labelled().add((name, name, name))
+        shared.workers[worker].labelled(0).add((name, name, name))
     assert shared.total(0) == sum(totals(shared).values()) == len(events)
 
 
@@ -120,6 +120,16 @@ def test_who_leaves_makes_room_in_every_worker() -> None:
     assert second.enter("10.0.0.1")
 
 
+def test_the_limit_may_change_while_some_wait() -> None:
+    (counts,) = undecided(board(1), 1)
+    assert [counts.enter("10.0.0.1"), counts.enter("10.0.0.1")] == [True, False]
+    counts.limit = 2
+    assert [counts.enter("10.0.0.1"), counts.enter("10.0.0.1")] == [True, False]
+    counts.limit = 1
+    counts.leave("10.0.0.1")
+    assert not counts.enter("10.0.0.1")
+
+
 def test_what_was_refused_is_not_counted() -> None:
     (counts,) = undecided(board(1), 1)
     assert counts.enter("10.0.0.1")
@@ -141,3 +151,13 @@ def test_a_dead_worker_gives_back_what_it_held_and_no_other_does() -> None:
 
 def undecided_of(row: Row) -> list[int]:
     return list(row.undecided)
+
+
+def test_each_table_counts_for_itself() -> None:
+    """Even when one of them is full."""
+    shared = board()
+    full, other = (shared.workers[0].labelled(table) for table in (0, 1))
+    for number in range(1000):
+        full.add((f"p{number}", "r", "rule"))
+    other.add(("p", "r", "rule"))
+    assert {("p", "r", "rule"): 1.0} == {labels: count for labels, count in shared.labelled_totals(1).items() if count}

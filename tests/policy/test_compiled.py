@@ -199,7 +199,7 @@ def test_other_bytes_are_refused(run: bytes, sentence: str) -> None:
 def test_damage_to_the_header_or_the_settings_is_seen() -> None:
     """Those are all that is looked at before it is adopted."""
     *_, settings_at = compiled._HEADER.unpack_from(RUN)
-    for place in (*range(20, compiled._HEADER.size), *range(settings_at, len(RUN))):
+    for place in (*range(20, compiled._HEADER.size + 4), *range(settings_at, len(RUN))):
         run = bytearray(RUN)
         run[place] ^= 0x55
         with pytest.raises(BadRulebookError, match="damaged"):

@@ -2,7 +2,8 @@
 # Brings the real peers that the end-to-end tests talk to, from Debian's packages, where this user may.
 # What stays missing is named; the tests that want it skip and say so, or fail where CI=true.
 set -u
-declare -A package=([curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base [ip]=iproute2)
+declare -A package=([curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base [ip]=iproute2 [prometheus]=prometheus [promtool]=prometheus
+    [chromium]=chromium)
 PATH=$PATH:/usr/sbin:/sbin
 
 missing=()

@@ -1,6 +1,7 @@
 """The real proxy, as a process of its own, for the end-to-end tests."""
 
 import contextlib
+import http
 import json
 import os
 import resource
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sniproxy.top import UnixConnection
 
 PATIENCE = 20.0  # seconds until a test gives up on something that must happen
 
@@ -68,12 +71,30 @@ class ProxyProcess:
         wait_until(lambda: any(line["event"] == event for line in self.said), f"the event {event!r}")
         return next(line for line in self.said if line["event"] == event)
 
+    @property
+    def generation(self) -> int:
+        """The generation that every worker has."""
+        return int(self.metrics()["sniproxy_config_generation"])
+
+    def wait_for_generation(self, number: int) -> None:
+        wait_until(lambda: self.generation == number, f"generation {number}")
+
+    def wait_until_said_again(self, event: str, before: int) -> Line:
+        """The newest line of an event, once there are more of them than `before`."""
+        wait_until(lambda: self.times_said(event) > before, f"the event {event!r}, again")
+        return [line for line in self.said if line["event"] == event][-1]
+
+    def times_said(self, event: str) -> int:
+        return sum(line["event"] == event for line in self.said)
+
     def metrics(self, admin: int = 0) -> dict[str, float]:
         lines = self.get("/metrics", admin).splitlines()
         series = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in series}
 
     def get(self, path: str, admin: int = 0) -> str:
+        if self.admin[admin].startswith("unix:"):
+            return get_over_unix_socket(self.admin[admin].removeprefix("unix:"), path)
         with urllib.request.urlopen(f"http://{self.admin[admin]}{path}", timeout=PATIENCE) as answer:
             text: str = answer.read().decode()
             return text
@@ -93,6 +114,17 @@ class ProxyProcess:
 
     def wait(self) -> int:
         return self.process.wait(timeout=PATIENCE)
+
+
+def get_over_unix_socket(sock: str, path: str) -> str:
+    """The body of an answer. Raises OSError where there is none, or it is a refusal."""
+    with contextlib.closing(UnixConnection(sock, PATIENCE)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        if answer.status != http.HTTPStatus.OK:
+            raise OSError(f"{answer.status} {body}")
+        return body
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:

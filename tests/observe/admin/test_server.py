@@ -1,5 +1,6 @@
 """The admin address: what a scraper and a probe get, and who gets nothing."""
 
+import os
 import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -10,13 +11,20 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from sniproxy.observe.admin import _stuck_workers, new_app
+from sniproxy.observe.admin.answers import stuck_workers
+from sniproxy.observe.admin.history import History
+from sniproxy.observe.admin.in_force import InForce
+from sniproxy.observe.admin.server import new_app, new_metrics_app
 from sniproxy.observe.metrics import CATALOGUE, HEARTBEAT, INTERNAL, Meter, new_scoreboard, slot_of
 from sniproxy.observe.scoreboard import Scoreboard
 from sniproxy.outcome import Reason
+from sniproxy.reload.channel import new_channel
+from tests.reload.readings import generation
 
 Client = TestClient[web.Request, web.Application]
 WORKERS = 2
+SCRAPED = ["/metrics", "/healthz", "/readyz"]
+ASKED = ["/connections", "/policy", "/config", "/overview", "/explain?sni=a.org"]
 
 
 @pytest.fixture
@@ -36,8 +44,13 @@ def meters(board: Scoreboard) -> list[Meter]:
 
 @pytest.fixture
 async def client(board: Scoreboard) -> AsyncIterator[Client]:
-    async with TestClient(TestServer(new_app(board))) as client:
+    outbox, inbox = new_channel()
+    in_force = InForce(generation(), inbox)
+    async with TestClient(TestServer(new_app(board, in_force, History(board)))) as client:
         yield client
+    os.close(in_force.generation.policy)
+    outbox.close()
+    inbox.close()
 
 
 async def scrape(client: Client) -> str:
@@ -167,8 +180,8 @@ async def test_a_worker_whose_heart_stopped_is_stuck(
     for later in (9.0, 11.0):
         with monkeypatch.context() as patched:
             patched.setattr(time, "monotonic", lambda later=later: last + later)
-            told.append(_stuck_workers(board))
-    assert told == ["", "stuck workers: [1]"]
+            told.append(stuck_workers(board))
+    assert told == [[], [1]]
 
 
 HOSTS = {
@@ -190,7 +203,7 @@ HOSTS = {
 
 
 @pytest.mark.parametrize(("host", "expected"), HOSTS.values(), ids=HOSTS)
-@pytest.mark.parametrize("path", ["/metrics", "/healthz"])
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/", "/config"])
 async def test_only_addresses_and_localhost_are_answered(
     path: str, host: str, expected: HTTPStatus, client: Client, meters: list[Meter]
 ) -> None:
@@ -200,8 +213,50 @@ async def test_only_addresses_and_localhost_are_answered(
     assert (text == "the Host header must be an IP address or localhost\n") is (code != HTTPStatus.OK)
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/", *SCRAPED, *ASKED])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 async def test_nothing_can_be_changed(method: str, path: str, client: Client) -> None:
     async with client.request(method, path) as response:
         assert response.status in (HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_FOUND)
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_answers_are_json_that_nobody_keeps_or_frames(path: str, client: Client, meters: list[Meter]) -> None:
+    async with client.get(path) as response:
+        assert isinstance(await response.json(), dict)
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+@pytest.mark.parametrize("path", ["/", *ASKED])
+async def test_scrapers_get_what_they_need_and_no_more(path: str, board: Scoreboard, meters: list[Meter]) -> None:
+    async with TestClient(TestServer(new_metrics_app(board))) as scraper:
+        assert [(await status(scraper, each))[0] for each in SCRAPED] == [HTTPStatus.OK] * 3
+        assert (await status(scraper, path))[0] == HTTPStatus.NOT_FOUND
+
+
+WRONG_QUESTIONS = {
+    "nothing": ("", "sni is missing; write /explain?sni=en.wikipedia.org"),
+    "an empty name": ("?sni=", "sni is missing; write /explain?sni=en.wikipedia.org"),
+    "an address": ("?sni=127.1", "'127.1' is an IP address, and a server name is a DNS host name"),
+    "no principal": ("?sni=a.org&principal=sp%20ace", "write it as cluster.local/ns/default/sa/sleep"),
+    "no address": ("?sni=a.org&source_ip=x", "'x' is no IP address; write it as 10.1.2.3, in quotes"),
+    "a key twice": ("?sni=a.org&sni=b.org", "sni is given twice; give it once"),
+    "a key that is unknown": ("?sni=a.org&user=x", "'user' is unknown; the keys are"),
+    "neither true nor false": ("?sni=a.org&ech=1", "ech must be true or false"),
+}
+
+
+@pytest.mark.parametrize(("query", "expected"), WRONG_QUESTIONS.values(), ids=WRONG_QUESTIONS)
+async def test_a_wrong_question_is_told_what_is_wrong(query: str, expected: str, client: Client) -> None:
+    async with client.get(f"/explain{query}") as response:
+        assert response.status == HTTPStatus.BAD_REQUEST
+        assert expected in (await response.json())["error"]
+
+
+async def test_who_asks_before_there_is_anything_is_answered_too(client: Client) -> None:
+    """No worker has begun."""
+    async with client.get("/overview") as response:
+        told = await response.json()
+    assert (response.status, told["counts"]["connections_active"], told["latest"]["refused"]) == (HTTPStatus.OK, 0, [])

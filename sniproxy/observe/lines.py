@@ -1,0 +1,208 @@
+"""Access log lines: what each format makes of a record, and JSON, the format that tells the most.
+
+A line is text of ours around what clients, policies and configs have written; whatever that is, a line stays one line,
+and its parts stay where they belong.
+"""
+
+import select
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import orjson
+
+from sniproxy.config.model import Gateway
+from sniproxy.identity.spiffe import Identity
+from sniproxy.outcome import Event
+from sniproxy.policy.model import DryRun, Ground
+from sniproxy.record import Record
+
+LEVELS = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
+_UNKNOWN = "unknown"
+_MAX_DETAIL = 512
+_MAX_ALPN = 128
+_MAX_POD = 253  # Kubernetes: a pod's name is a DNS subdomain
+
+
+class _Bounds(NamedTuple):
+    """How many bytes of JSON a text may take. The principal is never cut."""
+
+    name: int
+    namespace: int
+    policy: int
+    rule: int
+    detail: int
+    alpn: int
+    verdict: int
+
+
+_WHOLE = _Bounds(*[1 << 16] * 7)
+# A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
+# one, and together with the rest within PIPE_BUF.
+_TIGHT = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """What every line says of this proxy: Mixer's instance, and the gateway as the source."""
+
+    instance: str
+    source: str
+    pod: str
+
+    @classmethod
+    def of(cls, gateway: Gateway, environment: Mapping[str, str]) -> "LogIdentity":
+        pod = environment.get("POD_NAME") or environment.get("HOSTNAME") or socket.gethostname()
+        pod = pod.encode("ascii", "replace").decode()[:_MAX_POD]
+        source = gateway.labels.get("app", _UNKNOWN)
+        return cls(f"egress-access.logentry.{gateway.namespace}", source, pod)
+
+
+def level_of(record: Record, event: Event) -> str:
+    """What monitor mode lets pass is forbidden all the same, and has the level of what is forbidden."""
+    if record.dry_run is not None and record.dry_run.would_deny:
+        return LEVELS[Event.DENY]
+    return LEVELS[event]
+
+
+class LineFormat:
+    """Turns records into lines of at most PIPE_BUF bytes, so that no other worker's can tear them (pipe(7))."""
+
+    def line(self, record: Record, event: Event, now: float) -> bytes:
+        """The line of `event`, with its end, at the time `now` of the record's clock."""
+        raise NotImplementedError
+
+    def worker_lost(self, worker: int, connections: int) -> bytes:
+        """The supervisor's line for the connections of a worker that died."""
+        raise NotImplementedError
+
+
+class JsonLines(LineFormat):
+    """Lines of JSON, with the names that Istio's logs use.
+
+    A line is put together from pieces of JSON: what is the same in all lines is encoded once, what recurs (callers,
+    rules, offers) is remembered, and every text is quoted by orjson unless we wrote it ourselves.
+    """
+
+    def __init__(self, identity: LogIdentity, process: str) -> None:
+        self._identity = identity
+        instance, source, pod = map(_quoted, (identity.instance, identity.source, identity.pod))
+        self._monitored_head = f'{{"level":"{LEVELS[Event.DENY]}","time":"'
+        self._heads = {event: f'{{"level":"{level}","time":"' for event, level in LEVELS.items()}
+        self._events = {
+            event: f'","instance":{instance},"connectionEvent":"{event.value}","connectionId":"{process}-'
+            for event in LEVELS
+        }
+        self._gateway = f'"source":{source},"sourceName":{pod},"sourceWorkload":{source},"sourceIp":"'
+        self._second = 0
+        self._second_text = ""
+
+    def line(self, record: Record, event: Event, now: float) -> bytes:
+        time_text = self._timestamp()
+        line = self._render(record, event, now, time_text, _WHOLE)
+        if len(line) > select.PIPE_BUF:
+            line = self._render(record, event, now, time_text, _TIGHT)
+        return line
+
+    def _render(self, record: Record, event: Event, now: float, time_text: str, most: _Bounds) -> bytes:
+        if event is Event.OPEN:
+            duration, reason = "0", ""
+        else:
+            duration, reason = f"{now - record.began:.3f}", record.reason.word
+        decision = "allow" if record.allowed else "deny" if event is Event.DENY else "none"
+        detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
+        verdicts = _verdict_fields(record.dry_run, record.audit, most.verdict) if _has_more(record) else ""
+        head = self._monitored_head if verdicts and record.dry_run and record.dry_run.would_deny else self._heads[event]
+        return (
+            f"{head}{time_text}{self._events[event]}{record.number}"
+            f'","requestedServerName":{_quoted_again(record.server_name or _UNKNOWN, most.name)},'
+            f"{_caller_fields(record.identity, most.namespace)},"
+            f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
+            f'"destinationPort":{record.destination_port},"destinationApp":"","protocol":"tcp",'
+            f'"receivedBytes":{record.received},"sentBytes":{record.sent},"connectionDuration":"{duration}s",'
+            f'"decision":"{decision}",{_ground_fields(record.ground, most.policy, most.rule)},"reason":"{reason}",'
+            f'"responseCodeDetails":{detail},{_offer_fields(record.tls_version, record.alpn, most.alpn)}{verdicts}}}\n'
+        ).encode()
+
+    def worker_lost(self, worker: int, connections: int) -> bytes:
+        return orjson.dumps(
+            {
+                "level": "error",
+                "time": self._timestamp(),
+                "instance": self._identity.instance,
+                "connectionEvent": "worker_lost",
+                "worker": worker,
+                "connections": connections,
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+    def _timestamp(self) -> str:
+        """RFC 3339 with microseconds, in UTC. The text of a second is made once."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
+
+
+def _quoted(text: str, most: int = 1 << 16) -> str:
+    """As much of `text` as takes at most `most` bytes in JSON, as a JSON string."""
+    quoted = orjson.dumps(text)
+    return (quoted if len(quoted) - 2 <= most else orjson.dumps(_cut(text, most))).decode()
+
+
+def _cut(text: str, most: int) -> str:
+    """As much of `text` as takes at most `most` bytes in JSON, where a character takes one to six."""
+    size = 0
+    for end, char in enumerate(text):
+        size += len(orjson.dumps(char)) - 2
+        if size > most:
+            return text[:end]
+    return text
+
+
+_quoted_again = lru_cache(maxsize=2048)(_quoted)
+
+
+@lru_cache(maxsize=2048)
+def _caller_fields(identity: Identity, most: int) -> str:
+    namespace = _quoted(identity.namespace_label, most)
+    return f'"sourcePrincipal":{_quoted(str(identity))},"sourceNamespace":{namespace}'
+
+
+@lru_cache(maxsize=2048)
+def _ground_fields(ground: Ground, most_policy: int, most_rule: int) -> str:
+    return f'"policy":{_quoted(ground.policy, most_policy)},"rule":{_quoted(ground.rule, most_rule)}'
+
+
+def _has_more(record: Record) -> bool:
+    """Whether there is more to tell than the verdict that was enforced."""
+    return record.dry_run is not None or record.audit is not None
+
+
+@lru_cache(maxsize=2048)
+def _verdict_fields(dry_run: DryRun | None, audit: Ground | None, most: int) -> str:
+    """What monitor mode would have changed, and which audit rule holds: only where there is such a thing."""
+    fields = ""
+    if dry_run is not None:
+        reason = dry_run.reason.word if dry_run.reason is not None else ""
+        fields += (
+            f',"wouldDeny":{"true" if dry_run.would_deny else "false"}'
+            f',"dryRunPolicy":{_quoted(dry_run.ground.policy, most)}'
+            f',"dryRunRule":{_quoted(dry_run.ground.rule, most)},"dryRunReason":"{reason}"'
+        )
+    if audit is not None:
+        policy, rule = _quoted(audit.policy, most), _quoted(audit.rule, most)
+        fields += f',"auditPolicy":{policy},"auditRule":{rule}'
+    return fields
+
+
+@lru_cache(maxsize=512)
+def _offer_fields(tls_version: str, alpn: tuple[str, ...], most: int) -> str:
+    offer = ",".join(alpn)[:_MAX_ALPN]
+    return f'"tlsVersion":"{tls_version or _UNKNOWN}","alpn":{_quoted(offer, most)}'
