@@ -10,6 +10,7 @@ go-spiffe reads them: nothing is normalised, what is not in the canonical form i
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -61,6 +62,10 @@ class Principal:
     def __hash__(self) -> int:
         """By the text, whose own hash is remembered: principals are looked up for every connection."""
         return hash(self.text)
+
+    def __reduce__(self) -> tuple[Callable[[str], "Principal"], tuple[str]]:
+        """Pickled as its text, for what is frozen cannot be filled in; and nothing unparsed comes back."""
+        return parse_principal, (self.text,)
 
     def __str__(self) -> str:
         return self.text

@@ -166,3 +166,10 @@ def test_no_text_raises_anything_but_an_invalid_spiffe_id(text: str) -> None:
     except InvalidSpiffeIdError:
         return
     assert text.removeprefix("spiffe://") == str(principal)
+
+
+def test_a_principal_survives_pickling() -> None:
+    """A reader process hands configs over that way. Its bytes are parsed, as all others are."""
+    principal = parse_principal("cluster.local/ns/default/sa/sleep-us")
+    copy = pickle.loads(pickle.dumps(principal))  # noqa: S301 - our own
+    assert (copy, copy.namespace) == (principal, "default")
