@@ -213,7 +213,7 @@ class _Writer:
             return IN, tuple(text for _, text in checks)
         if len(values) == 1 and attribute is Attribute.NAMESPACE and "*" not in values[0]:
             return HAS, encoded(f"/ns/{values[0]}/")
-        return AMONG, (checks, 0, ())
+        return AMONG, (checks, _NUMBERS[attribute], 0, ())
 
     def _table(self, attribute: Attribute, values: tuple[str, ...]) -> Record:
         """Checks for the values that have no key, and the place and the shapes of those that have one."""
@@ -225,7 +225,7 @@ class _Writer:
             place = self._new_place()
             for key in dict.fromkeys(keys.values()):
                 self._add_key(place, key, ())
-            table = self._tables[attribute, values] = checks, place, shapes
+            table = self._tables[attribute, values] = checks, _NUMBERS[attribute], place, shapes
         return table
 
 
@@ -375,7 +375,7 @@ class Compiled:
         networks, limits = entry[11], entry[12]
         return ground, _networks(networks) if networks else (), _limits(limits) if limits else None
 
-    def first(  # noqa: C901, PLR0912 - the docstring says why
+    def first(  # noqa: C901, PLR0912, PLR0915 - the docstring says why
         self, name: bytes, principal: bytes, address: bytes, port: bytes
     ) -> list[Found]:
         """The first entry of each kind that holds for a request: by kind, and None where none does.
@@ -396,8 +396,16 @@ class Compiled:
                 elif asks == HAS:
                     does_hold = subjects[node[4]].find(node[5]) >= 0  # `in` would try it as a number first
                 else:
-                    does_hold = asks == NOTHING or self._are_so((node[3:6],), subjects)
-                if does_hold and (node[6] is None or self._are_so(node[6], subjects)):
+                    does_hold = asks == NOTHING or self._is_so(asks, node[5], subjects[node[4]])
+                if does_hold and node[6] is not None:
+                    for asks, attribute, operand in node[6]:
+                        if asks != IN:
+                            does_hold = self._is_so(asks, operand, subjects[attribute])
+                        elif subjects[attribute] not in operand:
+                            does_hold = False
+                        if not does_hold:
+                            break
+                if does_hold:
                     kind = node[2] % KINDS
                     former = best[kind]
                     if former is None or node[2] < former[2]:
@@ -454,23 +462,15 @@ class Compiled:
             index += 1
         return None
 
-    def _are_so(self, questions: Iterable[Question], subjects: Sequence[bytes]) -> bool:
-        """Whether each question has the answer that it should."""
-        for asks, attribute, operand in questions:
-            subject = subjects[attribute]
-            if asks == IN:
-                if subject not in operand:
-                    return False
-            elif self._is_so(asks % NOT, attribute, operand, subject) is not (asks < NOT):
-                return False
-        return True
-
-    def _is_so(self, asks: int, attribute: int, operand: Record, subject: bytes) -> bool:
+    def _is_so(self, asks: int, operand: Record, subject: bytes) -> bool:
+        """The answer to one question."""
+        if asks >= NOT:
+            return not self._is_so(asks - NOT, operand, subject)
         if asks == IN:
             return subject in operand
         if asks == HAS:
             return operand in subject
-        checks, place, shapes = operand
+        checks, attribute, place, shapes = operand
         return any(passes(check, subject) for check in checks) or bool(self._under(attribute, place, shapes, subject))
 
 

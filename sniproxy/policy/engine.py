@@ -59,7 +59,7 @@ class Engine:
         self._asks_for_port = Attribute.PORT in rules.asks
         self._asks_for_outer = self.settings.outer_sni != OuterSni()
         self._denies_ech = self.settings.ech is EchPolicy.DENY
-        self._asks_for_more = self._asks_for_source or self._asks_for_port or self._asks_for_outer or self._denies_ech
+        self._asks_for_more = self._asks_for_source or self._asks_for_outer or self._denies_ech
         self._remembered = lru_cache(maxsize=_REMEMBERED)(judge.decide)
 
     @classmethod
@@ -74,13 +74,14 @@ class Engine:
         """The decision about one connection; the same request gets the same one, and is remembered for a while."""
         name, identity, source_ip, ech, outer_name, port = request
         principal = b"" if identity is UNKNOWN else identity.encoded
+        port = port if self._asks_for_port else 0
         if not self._asks_for_more:
-            return self._remembered(name, principal)
+            return self._remembered(name, principal, port)
         return self._remembered(
             name,
             principal,
+            port,
             source_ip if self._asks_for_source else "",
-            port if self._asks_for_port else 0,
             outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
             ech and self._denies_ech,
         )
@@ -103,8 +104,8 @@ class _Judge:
         self,
         name: ServerName,
         principal: bytes,
+        port: int,
         source_ip: str = "",
-        port: int = 0,
         outer_name: str = "",
         ech: bool = False,
     ) -> Decision:
@@ -126,7 +127,7 @@ class _Judge:
             name.encode(),
             principal,
             _address(source_ip) if source_ip else b"",
-            b"%d" % port if port else b"",
+            _digits(port) if port else b"",
         )
         refusal = self._refusal(name, principal, ech, outer_name) if self._has_preconditions else None
         decision = refusal or self._ruled(name, first[DENY], first[ALLOW], first[REGISTER], self._has_allow)
@@ -222,6 +223,11 @@ def _difference(decision: Decision, enforced: Decision) -> DryRun | None:
 
 def _address(source_ip: str) -> bytes:
     return inet_pton(AF_INET6 if ":" in source_ip else AF_INET, source_ip.partition("%")[0])
+
+
+@lru_cache(maxsize=16)  # there is one, as a rule
+def _digits(port: int) -> bytes:
+    return b"%d" % port
 
 
 def _parsed(outer_name: str) -> ServerName | None:
