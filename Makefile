@@ -62,3 +62,7 @@ bench: $(STAMP) $(COMPILED) ## side by side with nginx, HAProxy and Envoy
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build
+
+.PHONY: image-test
+image-test: $(STAMP) ## build the image on a base made here, and run it (needs root, buildah and debootstrap)
+	$(BIN)/python -m pytest -o addopts='-ra --strict-markers' $(PYTEST_ARGS) tests/e2e/test_image.py

