@@ -96,8 +96,6 @@ class TlvTypes(Section):
 
     @model_validator(mode="after")
     def _types_are_free(self) -> Self:
-        if self.principal == self.requested_server_name:
-            raise ValueError("principal and requested_server_name are the same TLV; give each its own")
         for name, kind in (("principal", self.principal), ("requested_server_name", self.requested_server_name)):
             if kind in _TLVS_OF_THE_PROTOCOL:
                 raise ValueError(
