@@ -14,9 +14,9 @@ and never does: our own process made the run, and handed it over in memory. Ever
 key and with the place that the key belongs to, a number for each split and form. Both are compared, so that hashes
 may collide.
 
-    leaf        key, place, rank, question, more questions, ground, networks, limits, where the next entry is
-    split       key, place, attribute, the place of its children, the shapes of their keys, the rest
-    value       key, place: one of many values of a condition, which has a place of its own
+    leaf        key, place, kind, number of the rule, question, what else a decision needs, where the next entry is
+    split       key, place, attribute, the shapes and places of the keys below it, the rest
+    value       key, place: one of many values of a condition
 """
 
 import ipaddress
@@ -38,7 +38,6 @@ from sniproxy.policy.match import (
     SEPARATORS,
     UNDER,
     Key,
-    Shape,
     check_of,
     cut,
     encoded,
@@ -79,19 +78,20 @@ Record = Any  # what marshal gives back: tuples of numbers, texts, bytes and Non
 _ATTRIBUTES = tuple(Attribute)
 _NUMBERS = {attribute: number for number, attribute in enumerate(_ATTRIBUTES)}
 _SEPARATORS = tuple(SEPARATORS.get(attribute, b"") for attribute in _ATTRIBUTES)
-_NAME = _NUMBERS[Attribute.SNI]
 _NAMESPACE = _NUMBERS[Attribute.NAMESPACE]
 
 # More values than this have a place of their own, where they are looked up; so many are compared one by one.
 MANY = 8
 
-# How to ask whether an attribute is among some values: whether it is one of these; whether this stands in it; or by
-# checks and keys. With NOT added, the answer should be no.
-IN, HAS, AMONG = range(3)
-NOT = 3
-NOTHING = 6
-# How to ask, which attribute, and what to compare it with.
-Question = tuple[int, int, Record]
+# What a clause asks: whether an attribute is one of some texts, for which the number of the attribute stands; whether
+# the principal has a namespace in it; whether an attribute is among values, by checks and keys; or nothing at all. With
+# NOT added, the answer should be no.
+HAS, AMONG, NOTHING = range(len(_ATTRIBUTES), len(_ATTRIBUTES) + 3)
+NOT = 8
+Question = tuple[int, Record]  # and what to compare with
+
+# Where a key belongs to, of one shape.
+Place = tuple[int, int, int]  # form, measure, and a number that no other place has
 
 
 class BadRulebookError(ValueError):
@@ -111,7 +111,7 @@ class _Writer:
     def __init__(self) -> None:
         self._bytes = bytearray(_HEADER.size + _CHECKSUM.size)
         self._keys: list[tuple[int, int]] = []  # hashes, and where the records are
-        self._places = 0
+        self._last_place = 0
         self._files: dict[str, int] = {}  # by their numbers, for most rules share theirs with many
         self._splits: dict[int, Record] = {}
         self._last_leaf: Leaf | None = None
@@ -131,17 +131,16 @@ class _Writer:
         places_at = self._append(places.tobytes())
         settings = marshal.dumps(_settings_record(book, tuple(self._files), root), _MARSHAL)
         settings_at = self._append(settings)
-        size = len(self._bytes)
-        if size >= _MOST_BYTES:
-            raise BadRulebookError(f"the compiled rules take {size} bytes, and may take 4 GiB; split the policy")
         parts = len(slots), homes, bits, len(places), slots_at, places_at, settings_at
-        header = _HEADER.pack(MAGIC, VERSION, size, *parts)
+        header = _HEADER.pack(MAGIC, VERSION, len(self._bytes), *parts)
         header += _CHECKSUM.pack(crc32(settings, crc32(header)))
         self._bytes[: len(header)] = header
         return bytes(self._bytes)
 
     def _append(self, part: bytes) -> int:
         where = len(self._bytes)
+        if where + len(part) >= _MOST_BYTES:
+            raise BadRulebookError("the compiled rules take more than 4 GiB; split the policy")
         self._bytes += part
         return where
 
@@ -157,9 +156,11 @@ class _Writer:
         where = self._add((key.text, place, *record))
         self._keys.append((crc32(key.text, place), where))
 
-    def _new_place(self) -> int:
-        self._places += FORMS
-        return self._places
+    def _new_places(self, keys: Iterable[Key]) -> tuple[int, tuple[Place, ...]]:
+        """A number, to which the form of a key is added for its place; and all places of such keys."""
+        self._last_place += FORMS
+        shapes = sorted({key.shape for key in keys})
+        return self._last_place, tuple((form, measure, self._last_place + form) for form, measure in shapes)
 
     def _unkeyed(self, node: Node | None) -> Record:
         """A node that is not looked up, but stands in another record."""
@@ -176,11 +177,10 @@ class _Writer:
         return self._last_record
 
     def _split(self, split: Split) -> Record:
-        place = self._new_place()
+        place, places = self._new_places(split.children)
         for key, node in split.children.items():
             self._add_key(place, key, self._node(node))
-        shapes = tuple(sorted({key.shape for key in split.children}))
-        return _NUMBERS[split.attribute], place, shapes, self._unkeyed(split.rest)
+        return _NUMBERS[split.attribute], places, self._unkeyed(split.rest)
 
     def _leaf(self, leaf: Leaf) -> Record:
         following = 0
@@ -190,42 +190,39 @@ class _Writer:
 
     def _entry(self, entry: Entry) -> Record:
         """What is cheap to ask is asked first, and stands apart, for most clauses ask no more."""
-        asked = sorted(self._questions(entry.conditions), key=lambda question: question[:2])
-        first, *more = asked or [(NOTHING, 0, None)]
-        rank = entry.number * KINDS + entry.kind
-        return rank, *first, tuple(more) or None, *_consequence_record(entry.rule, self._files)
+        asked = sorted(self._questions(entry.conditions), key=lambda question: question[0])
+        (asks, operand), *more = asked or [(NOTHING, None)]
+        return entry.kind, entry.number, asks, operand, tuple(more), *_consequence_record(entry.rule, self._files)
 
     def _questions(self, conditions: Clause) -> Iterator[Question]:
         for attribute, values, not_values in conditions:
             if values:
-                asks, operand = self._asked(attribute, values)
-                yield asks, _NUMBERS[attribute], operand
+                yield self._question(attribute, values)
             if not_values:
-                asks, operand = self._asked(attribute, not_values)
-                yield asks + NOT, _NUMBERS[attribute], operand
+                asks, operand = self._question(attribute, not_values)
+                yield asks + NOT, operand
 
-    def _asked(self, attribute: Attribute, values: tuple[str, ...]) -> tuple[int, Record]:
-        """How to ask whether the attribute is among some values, and what to compare it with."""
+    def _question(self, attribute: Attribute, values: tuple[str, ...]) -> Question:
+        """Whether the attribute is among some values."""
         if len(values) > MANY:
             return AMONG, self._table(attribute, values)
         checks = tuple(check_of(attribute, value) for value in values)
         if all(form == EXACT for form, _ in checks):
-            return IN, tuple(text for _, text in checks)
+            return _NUMBERS[attribute], tuple(text for _, text in checks)
         if len(values) == 1 and attribute is Attribute.NAMESPACE and "*" not in values[0]:
             return HAS, encoded(f"/ns/{values[0]}/")
-        return AMONG, (checks, _NUMBERS[attribute], 0, ())
+        return AMONG, (_NUMBERS[attribute], checks, ())
 
     def _table(self, attribute: Attribute, values: tuple[str, ...]) -> Record:
-        """Checks for the values that have no key, and the place and the shapes of those that have one."""
+        """Checks for the values that have no key, and the places of those that have one."""
         table = self._tables.get((attribute, values))
         if table is None:
             keys = {value: key for value in values if (key := key_of(attribute, value))}
             checks = tuple(check_of(attribute, value) for value in values if value not in keys)
-            shapes = tuple(sorted({key.shape for key in keys.values()}))
-            place = self._new_place()
+            place, places = self._new_places(keys.values())
             for key in dict.fromkeys(keys.values()):
                 self._add_key(place, key, ())
-            table = self._tables[attribute, values] = checks, _NUMBERS[attribute], place, shapes
+            table = self._tables[attribute, values] = _NUMBERS[attribute], checks, places
         return table
 
 
@@ -262,23 +259,24 @@ def _consequence_record(rule: Rule, files: dict[str, int]) -> Record:
         ground.rule,
         files[ground.file],
         ground.line,
-        tuple(map(str, rule.allow_networks)) or None,
-        (*limits[:3], limits.per.value) if limits else None,
+        (tuple(map(str, rule.allow_networks)), (*limits[:3], limits.per.value) if limits else None)
+        if rule.allow_networks or limits
+        else None,
     )
 
 
-def _networks(record: Record) -> tuple[Network, ...]:
-    return tuple(map(_network, record)) if record else ()
+def _consequence(record: Record) -> tuple[tuple[Network, ...], RuleLimits | None]:
+    """What the permit of a rule opens, and its limits."""
+    if record is None:
+        return (), None
+    networks, limits = record
+    if limits is None:
+        return tuple(map(_network, networks)), None
+    connections, rate, burst, per = limits
+    return tuple(map(_network, networks)), RuleLimits(connections, rate, burst, Per(per))
 
 
 _network = lru_cache(maxsize=1024)(ipaddress.ip_network)
-
-
-def _limits(record: Record) -> RuleLimits | None:
-    if not record:
-        return None
-    connections, rate, burst, per = record
-    return RuleLimits(connections, rate, burst, Per(per))
 
 
 def _rule_record(rule: Rule, files: dict[str, int]) -> Record:
@@ -287,14 +285,13 @@ def _rule_record(rule: Rule, files: dict[str, int]) -> Record:
 
 
 def _rule(record: Record, files: Sequence[str]) -> Rule:
-    policy, rule, file, line, networks, limits, action, is_monitored, clauses = record
+    policy, rule, file, line, consequence, action, is_monitored, clauses = record
     return Rule(
         Ground(policy, rule, files[file], line),
         Action(action),
         tuple(tuple(Condition(_ATTRIBUTES[number], *sides) for number, *sides in clause) for clause in clauses),
         is_monitored,
-        _networks(networks),
-        _limits(limits),
+        *_consequence(consequence),
     )
 
 
@@ -325,10 +322,10 @@ _new = tuple.__new__
 Found = Record | None
 
 
-def rank_of(entry: Record) -> int:
-    """Of two entries of a kind, the lower one stands first in the rulebook."""
-    rank: int = entry[2]
-    return rank
+def number_of(entry: Record) -> int:
+    """The number of its rule, from 0 in the order of the rulebook."""
+    number: int = entry[3]
+    return number
 
 
 class Compiled:
@@ -372,8 +369,7 @@ class Compiled:
     def consequence(self, entry: Record) -> tuple[Ground, tuple[Network, ...], RuleLimits | None]:
         """The ground of a decision by this entry, what its permit opens, and its limits."""
         ground = _new(Ground, (entry[7], entry[8], self._files[entry[9]], entry[10]))
-        networks, limits = entry[11], entry[12]
-        return ground, _networks(networks) if networks else (), _limits(limits) if limits else None
+        return (ground, *_consequence(entry[11])) if entry[11] else (ground, (), None)
 
     def first(  # noqa: C901, PLR0912, PLR0915 - the docstring says why
         self, name: bytes, principal: bytes, address: bytes, port: bytes
@@ -388,38 +384,37 @@ class Compiled:
         slots, homes, mask, view = self._slots, self._homes, self._mask, self._view
         nodes = self._roots[:]
         for node in nodes:  # to which it adds
-            if len(node) != 6:
+            if len(node) > 5:
                 # A leaf, whose entries follow each other.
-                asks = node[3]
-                if asks == IN:
-                    does_hold = subjects[node[4]] in node[5]
+                asks = node[4]
+                if asks < HAS:
+                    does_hold = subjects[asks] in node[5]
                 elif asks == HAS:
-                    does_hold = subjects[node[4]].find(node[5]) >= 0  # `in` would try it as a number first
+                    does_hold = principal.find(node[5]) >= 0  # `in` would try it as a number first
                 else:
-                    does_hold = asks == NOTHING or self._is_so(asks, node[5], subjects[node[4]])
-                if does_hold and node[6] is not None:
-                    for asks, attribute, operand in node[6]:
-                        if asks != IN:
-                            does_hold = self._is_so(asks, operand, subjects[attribute])
-                        elif subjects[attribute] not in operand:
+                    does_hold = asks == NOTHING or self._is_so(asks, node[5], subjects)
+                if does_hold and node[6]:
+                    for asks, operand in node[6]:
+                        if asks >= HAS:
+                            does_hold = self._is_so(asks, operand, subjects)
+                        elif subjects[asks] not in operand:
                             does_hold = False
                         if not does_hold:
                             break
                 if does_hold:
-                    kind = node[2] % KINDS
-                    former = best[kind]
-                    if former is None or node[2] < former[2]:
-                        best[kind] = node
-                if node[13]:
-                    nodes.append(_loads(view[node[13] :]))
+                    former = best[node[2]]
+                    if former is None or node[3] < former[3]:
+                        best[node[2]] = node
+                if node[12]:
+                    nodes.append(_loads(view[node[12] :]))
                 continue
-            _, _, attribute, place, shapes, rest = node
+            _, _, attribute, places, rest = node
             if rest is not None:
                 nodes.append(rest)
-            if attribute != _NAME:
-                nodes += self._under(attribute, place, shapes, subjects[attribute])
+            if attribute:
+                nodes += self._under(attribute, places, subjects)
                 continue
-            for form, measure in shapes:
+            for form, measure, place in places:
                 if form == EXACT:
                     key = name
                 elif form == UNDER:
@@ -428,28 +423,30 @@ class Compiled:
                         continue
                     key = name[len(labels[0]) :]
                 else:
-                    nodes += self._under(attribute, place, ((form, measure),), name)
+                    nodes += self._under(attribute, ((form, measure, place),), subjects)
                     continue
-                here = place + form
-                hashed = crc32(key, here)
+                hashed = crc32(key, place)
                 index = hashed % homes
                 while slot := slots[index]:
                     if slot ^ hashed <= mask:  # their upper bits are the same
                         record = _loads(view[(slot & mask) << _UNIT :])
-                        if record[0] == key and record[1] == here:
+                        if record[0] == key and record[1] == place:
                             nodes.append(record)
                             break
                     index += 1
         return best
 
-    def _under(self, attribute: int, place: int, shapes: Iterable[Shape], subject: bytes) -> list[Record]:
-        """What is under the keys that a subject has in these shapes."""
-        owners = namespaces_in(subject) if attribute == _NAMESPACE else (subject,)
-        keys = (
-            (form, cut((form, measure), owner, _SEPARATORS[attribute])) for owner in owners for form, measure in shapes
-        )
-        found = (self._find(key, place + form) for form, key in keys if key is not None)
-        return [record for record in found if record is not None]
+    def _under(self, attribute: int, places: Iterable[Place], subjects: Sequence[bytes]) -> list[Record]:
+        """What is under the keys that an attribute has in these places."""
+        subject = subjects[attribute]
+        records = []
+        for owner in namespaces_in(subject) if attribute == _NAMESPACE else (subject,):
+            for form, measure, place in places:
+                key = owner if form == EXACT else cut((form, measure), owner, _SEPARATORS[attribute])
+                record = self._find(key, place) if key else None
+                if record is not None:
+                    records.append(record)
+        return records
 
     def _find(self, key: bytes, place: int) -> Record | None:
         hashed = crc32(key, place)
@@ -462,16 +459,17 @@ class Compiled:
             index += 1
         return None
 
-    def _is_so(self, asks: int, operand: Record, subject: bytes) -> bool:
+    def _is_so(self, asks: int, operand: Record, subjects: Sequence[bytes]) -> bool:
         """The answer to one question."""
         if asks >= NOT:
-            return not self._is_so(asks - NOT, operand, subject)
-        if asks == IN:
-            return subject in operand
+            return not self._is_so(asks - NOT, operand, subjects)
+        if asks < HAS:
+            return subjects[asks] in operand
         if asks == HAS:
-            return operand in subject
-        checks, attribute, place, shapes = operand
-        return any(passes(check, subject) for check in checks) or bool(self._under(attribute, place, shapes, subject))
+            return operand in subjects[_NAMESPACE]
+        attribute, checks, places = operand
+        subject = subjects[attribute]
+        return any(passes(check, subject) for check in checks) or bool(self._under(attribute, places, subjects))
 
 
 def _checked(view: memoryview) -> tuple[int, ...]:

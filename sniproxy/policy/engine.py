@@ -13,7 +13,7 @@ from sniproxy.config.units import show
 from sniproxy.identity.spiffe import UNKNOWN
 from sniproxy.names import MAX_LENGTH, InvalidNameError, ServerName, parse_server_name
 from sniproxy.outcome import Reason
-from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, rank_of
+from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, number_of
 from sniproxy.policy.index import (
     ALLOW,
     AUDIT,
@@ -93,7 +93,9 @@ class _Judge:
     def __init__(self, rules: Compiled) -> None:
         book = rules.settings
         self._rules = rules
+        self._first = rules.first
         self._book = book
+        self._registry_only = book.registry_only
         self._patterns = tuple(check_of(Attribute.SNI, pattern) for pattern in book.outer_sni.patterns)
         self._has_preconditions = book.require_identity or book.ech is EchPolicy.DENY or book.outer_sni != OuterSni()
         self._imagines = book.monitor or not rules.kinds.isdisjoint(_MONITORED)
@@ -123,12 +125,8 @@ class _Judge:
         Monitored rules do not count in this, and what would be if they did is noted where it is the opposite. In
         monitor mode nothing is refused here, and what would be is noted.
         """
-        first = self._rules.first(
-            name.encode(),
-            principal,
-            _address(source_ip) if source_ip else b"",
-            _digits(port) if port else b"",
-        )
+        address = _address(source_ip) if source_ip else b""
+        first = self._first(name.encode(), principal, address, _digits(port) if port else b"")
         refusal = self._refusal(name, principal, ech, outer_name) if self._has_preconditions else None
         decision = refusal or self._ruled(name, first[DENY], first[ALLOW], first[REGISTER], self._has_allow)
         if self._imagines:
@@ -177,7 +175,7 @@ class _Judge:
 
     def _ruled(self, name: ServerName, deny: Found, allow: Found, register: Found, has_allow: bool) -> Decision:
         """What the first rules that hold decide: 4 to 8."""
-        if register is None and self._book.registry_only:
+        if self._registry_only and register is None:
             sentence = f"policy.registry is only and no ServiceEntry that the caller may see has {name}"
             return _refused(Reason.REGISTRY, sentence)
         if deny is not None:
@@ -196,7 +194,7 @@ def _former(one: Found, other: Found) -> Found:
     """Of two rules, if there are two, the one that stands first."""
     if one is None or other is None:
         return one or other
-    return min(one, other, key=rank_of)
+    return min(one, other, key=number_of)
 
 
 _MONITORED = {MONITORED_ALLOW, MONITORED_DENY, MONITORED_REGISTER}

@@ -37,7 +37,7 @@ def test_every_kind_of_decision_is_among_those_measured() -> None:
 
 
 def measured(name: str, rules: int, times: list[float]) -> Subject:
-    it = subject(name, rules)
+    it = subject(name, rules, [])
     it.compile_seconds, it.size, it.adopt_milliseconds = 1.5, 60_000_000, 0.25
     it.uncached, it.remembered = times, [0.2] * len(times)
     return it

@@ -307,8 +307,9 @@ def test_a_unix_socket_between_the_containers_trusts_envoys_user_alone(
                 forged = ask(socket, proxy_header(US), hello_for(EN))
         lines = proxy.wait_for_finals(9)
     assert forged == "access_denied"
-    assert (lines[-1]["reason"], lines[-1]["sourcePrincipal"]) == ("untrusted_peer", "unknown")
-    assert {line["sourcePrincipal"] for line in lines[:-1]} == {US, CANADA}
+    # Two workers write, so that the order of lines is nobody's.
+    told = Counter((line["reason"] == "untrusted_peer", line["sourcePrincipal"]) for line in lines)
+    assert told == {(True, "unknown"): 1, (False, US): 4, (False, CANADA): 4}
 
 
 @pytest.fixture

@@ -208,5 +208,5 @@ def test_damage_to_the_header_or_the_settings_is_seen() -> None:
 
 def test_what_32_bits_cannot_point_to_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_MOST_BYTES", 1_000)
-    with pytest.raises(BadRulebookError, match="bytes, and may take 4 GiB; split the policy"):
+    with pytest.raises(BadRulebookError, match="the compiled rules take more than 4 GiB; split the policy"):
         compile_rulebook(many(100))
