@@ -121,7 +121,7 @@ class _Worker:
         resolver = self._resolver(config)
         self._proxy = Proxy(snapshot, resolver, readiness, pipes, ledger, self._undecided, limiter, live)
         self._settle(task.generation)
-        loop.add_reader(task.inbox.fileno(), self._receive)
+        task.inbox.watch(loop, self._change_to)
 
         turns = Turns(loop)
         acceptors = [self._acceptor(number, sock, turns, loop) for number, sock in enumerate(task.sockets)]
@@ -157,17 +157,8 @@ class _Worker:
 
     # Generations.
 
-    def _receive(self) -> None:
-        """A generation may have come: take it, whole and at once."""
-        try:
-            generation = self._task.inbox.receive()
-        except EOFError:
-            asyncio.get_running_loop().remove_reader(self._task.inbox.fileno())
-            return
-        if generation is not None:
-            self._change_to(generation)
-
     def _change_to(self, generation: Generation) -> None:
+        """Take a generation, whole and at once."""
         before, config, proxy = self._config, generation.config, self._proxy
         if config.upstream.resolver != before.upstream.resolver:
             self._retire(proxy.resolver, before.upstream.resolver.timeout)

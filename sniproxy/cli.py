@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sniproxy import __version__
 from sniproxy.config.load import load_config
-from sniproxy.config.units import Address, parse_address, parse_name, parse_name_pattern
+from sniproxy.config.units import parse_address, parse_name, parse_name_pattern
 from sniproxy.config.yaml_source import BadInputError, printable
 from sniproxy.identity.spiffe import UNKNOWN
 from sniproxy.net.listener import CannotOpenError
@@ -53,9 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--config", type=Path, metavar="FILE", help="without one: 127.0.0.1:8443, refusing all but --allow"
     )
-    run.add_argument("--listen", type=_address, metavar="ADDR", help="listen here instead of where the config says")
-    run.add_argument("--allow", type=_pattern, action="append", default=[], metavar="HOST", help="add an allow rule")
-    run.add_argument("--deny", type=_pattern, action="append", default=[], metavar="HOST", help="add a deny rule")
+    run.add_argument(
+        "--listen", type=_typed(parse_address), metavar="ADDR", help="listen here instead of where the config says"
+    )
+    run.add_argument(
+        "--allow", type=_typed(_pattern), action="append", default=[], metavar="HOST", help="add an allow rule"
+    )
+    run.add_argument(
+        "--deny", type=_typed(_pattern), action="append", default=[], metavar="HOST", help="add a deny rule"
+    )
     run.add_argument("--workers", type=_positive, metavar="N", help="worker processes; by default one a CPU")
     run.set_defaults(command=_run)
 
@@ -69,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     top = commands.add_parser("top", help="what a running proxy does, live: the admin page in a terminal")
     asked = top.add_mutually_exclusive_group()
     asked.add_argument("--config", type=Path, metavar="FILE", help="of the proxy; its admin.address is asked")
-    asked.add_argument("--admin", type=_address, metavar="ADDR", help="or this one: 127.0.0.1:9402, or unix:/path")
+    asked.add_argument(
+        "--admin", type=_typed(parse_address), metavar="ADDR", help="or this one: 127.0.0.1:9402, or unix:/path"
+    )
     top.add_argument("--once", action="store_true", help="one look, also where standard output is no terminal")
     top.set_defaults(command=_top)
 
@@ -105,16 +113,10 @@ def _typed(parse: Callable[[object], T]) -> Callable[[str], T]:
     return parse_argument
 
 
-def _address(text: str) -> Address:
-    return _typed(parse_address)(text)
-
-
-def _pattern(text: str) -> str:
-    try:
-        parse_name_pattern(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def _pattern(text: object) -> str:
+    """A pattern as it was written: that is how its rule is called."""
+    parse_name_pattern(str(text))
+    return str(text)
 
 
 def _positive(text: str) -> int:

@@ -1,8 +1,8 @@
 """The story of a connection, from accept to close.
 
-`Proxy.serve` tells it in one function, phase by phase: who is calling, what they ask for, whether they may, where it
-is, and the bytes. Whatever happens, every path leads to one finisher, so that each accepted connection has exactly
-one final log line and one count.
+`Proxy.serve` tells how it goes: connect, relay, end. `_connect` has the phases up to the first byte for the upstream:
+who is calling, what they ask for, whether they may, and where it is. Whatever happens, every path leads to one
+finisher, so that each accepted connection has exactly one final log line and one count.
 """
 
 import asyncio

@@ -227,11 +227,6 @@ class Intake:
         # One deadline for PROXY header and hello together.
         self._deadline = self._deadline or self._readiness.timers.after(self._seconds)
 
-    def take_replay(self) -> bytes:
-        """The bytes to replay to the upstream; they are the caller's from here on, and kept no longer."""
-        replay, self.replay = self.replay, b""
-        return bytes(replay)  # as it is, unless it came in pieces
-
     def _count_by(self, source: str) -> None:
         """From here on the connection counts for the client behind the trusted peer, and no more for the peer."""
         self.release()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sniproxy.config.model import parse_principal_name
 from sniproxy.config.units import parse_name, show
 from sniproxy.config.yaml_source import BadInputError, Problem, printable, read_documents
-from sniproxy.identity.spiffe import UNKNOWN, Identity, InvalidSpiffeIdError, parse_principal
+from sniproxy.identity.spiffe import UNKNOWN, Identity
 from sniproxy.outcome import Event, Reason
 from sniproxy.policy.engine import Engine
 from sniproxy.policy.explain import Explanation, explain
@@ -32,12 +33,7 @@ def parse_identity(value: object) -> Identity:
     """A principal, or nobody. Raises ValueError."""
     if value in (None, "", "unknown"):
         return UNKNOWN
-    if not isinstance(value, str):
-        raise ValueError(f"{show(value)} is no principal; write it as cluster.local/ns/default/sa/sleep")
-    try:
-        return parse_principal(value)
-    except InvalidSpiffeIdError as error:
-        raise ValueError(f"{error}; write it as cluster.local/ns/default/sa/sleep") from None
+    return parse_principal_name(value)
 
 
 def parse_source_ip(value: object) -> str:

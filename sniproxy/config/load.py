@@ -136,19 +136,20 @@ def _sentence(detail: ErrorDetails, path: tuple[int | str, ...], model: type[Bas
         case "too_short" | "string_too_short":
             sentence = "is empty; fill it, or drop it"
         case _:
-            expected = _EXPECTED.get(kind, detail["msg"])
-            sentence = f"must be {expected}, not {show(value)}{_mend(kind, value)}"
+            sentence = wrong_kind(_EXPECTED.get(kind, detail["msg"]), value)
     return f"{where} {sentence}".strip()
 
 
-def _mend(kind: str, value: object) -> str:
-    if kind == "int_type" and isinstance(value, str) and value.isdecimal():
-        return "; take the quotes off"
-    if kind == "string_type" and not isinstance(value, (dict, list)):
-        return "; put it in quotes"
-    if kind in ("tuple_type", "frozen_set_type") and not isinstance(value, (dict, list)):
-        return f"; write [{show(value)}]"
-    return ""
+def wrong_kind(expected: str, value: object) -> str:
+    """What is said of a value that is not of the kind that is `expected`."""
+    mend = ""
+    if expected == "a whole number" and isinstance(value, str) and value.isdecimal():
+        mend = "; take the quotes off"
+    elif expected == "text" and not isinstance(value, dict | list):
+        mend = "; put it in quotes"
+    elif expected == "a list" and not isinstance(value, dict | list):
+        mend = f"; write [{show(value)}]"
+    return f"must be {expected}, not {show(value)}{mend}"
 
 
 _EXPECTED = {

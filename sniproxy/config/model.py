@@ -50,7 +50,8 @@ def _off(value: object) -> object:
     return "off" if value is False else value
 
 
-def _principal(value: object) -> Principal:
+def parse_principal_name(value: object) -> Principal:
+    """A principal, with or without its scheme. Raises ValueError, with the mend."""
     if isinstance(value, Principal):
         return value
     if not isinstance(value, str):
@@ -67,7 +68,7 @@ def _wrong_at(at: tuple[str | int, ...], message: str) -> PydanticCustomError:
 
 
 Off = BeforeValidator(_off)
-PrincipalName = Annotated[Principal, PlainValidator(_principal)]
+PrincipalName = Annotated[Principal, PlainValidator(parse_principal_name)]
 Whole = Annotated[int, Strict()]  # neither true nor "443" nor 4.0
 TlvType = Annotated[Whole, Field(ge=0, le=255)]
 

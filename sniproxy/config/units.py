@@ -115,6 +115,11 @@ def _mend_of_name_pattern(exact: str) -> str:
     return "write en.wikipedia.org, *.wikipedia.org or *"
 
 
+def host_and_port(host: str, port: int) -> str:
+    """An IP address with a port: 192.0.2.1:443, or [2001:db8::1]:443."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
     """Where to listen or to connect: an IP address in its canonical spelling, and a port."""
@@ -123,7 +128,7 @@ class TcpAddress:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_and_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Dialling: the vetted addresses of one name, raced by Happy Eyeballs version 2 (RFC 8305, sections 4 and 5).
 
 Families alternate, IPv6 first; an attempt that fails starts the next at once, one that is slow starts it after the
-Connection _Attempt Delay; the first to connect wins and the others are closed. Only these addresses are tried: they
+Connection Attempt Delay; the first to connect wins and the others are closed. Only these addresses are tried: they
 are the ones that the guard has judged.
 """
 
@@ -13,6 +13,7 @@ from itertools import chain, zip_longest
 from select import EPOLLERR, EPOLLHUP
 from typing import NamedTuple
 
+from sniproxy.config.units import host_and_port
 from sniproxy.names import ServerName
 from sniproxy.net.guard import Endpoint
 from sniproxy.net.readiness import WRITABLE, Readiness
@@ -185,14 +186,9 @@ def _failure(name: ServerName, failures: Sequence[tuple[Endpoint, int]], timeout
         reason = Reason.CONNECT_TIMEOUT
     else:
         reason = Reason.CONNECT_FAILED
-    told = [f"{_spelled(endpoint)} {_words(error, timeout)}" for endpoint, error in failures]
+    told = [f"{host_and_port(endpoint.host, endpoint.port)} {_words(error, timeout)}" for endpoint, error in failures]
     return ConnectionEndedError(reason, f"{name}: {'; '.join(told)}")
 
 
 def _words(error: int, timeout: float) -> str:
     return f"gave no answer within {timeout:g}s" if error == errno.ETIMEDOUT else os.strerror(error).lower()
-
-
-def _spelled(endpoint: Endpoint) -> str:
-    host = f"[{endpoint.host}]" if endpoint.family == socket.AF_INET6 else endpoint.host
-    return f"{host}:{endpoint.port}"

@@ -199,7 +199,7 @@ class Relay:
 
     def _pump(self, flow: _Flow, *, ended: bool) -> None:
         """Move what can be moved. `ended`: read on until EAGAIN or the end, for no event will say so again."""
-        if flow.is_over or flow.has_turn or not (self._flush(flow) if flow.pending or flow.piped else True):
+        if flow.is_over or flow.has_turn or ((flow.pending or flow.piped) and not self._flush(flow)):
             return
         for _ in range(_BUDGET):
             pipe = self._lease_pipe(flow) if flow.flowing else None
@@ -344,8 +344,7 @@ class Relay:
             self._pump(other, ended=True)
 
     def _end(self) -> None:
-        if not self._done.is_done:
-            self._done.succeed(self._outcome)
+        self._done.succeed(self._outcome)
 
     def _other(self, flow: _Flow) -> _Flow:
         return self._response if flow is self._request else self._request

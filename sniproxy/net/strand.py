@@ -119,16 +119,13 @@ class Strand:
         self._awaited = awaited
         if isinstance(awaited, Pending):
             awaited.wakes(self)
-            if self._is_cancelled:
-                self._is_cancelled = False
-                awaited.fail(asyncio.CancelledError())
-            return
-        # What Future.__await__ sets before it yields itself, and asks whoever drives the coroutine to take back.
-        awaited._asyncio_future_blocking = False
-        awaited.add_done_callback(self._go_on)
+        else:
+            # What Future.__await__ sets before it yields itself, and asks whoever drives the coroutine to take back.
+            awaited._asyncio_future_blocking = False
+            awaited.add_done_callback(self._go_on)
         if self._is_cancelled:
             self._is_cancelled = False
-            awaited.cancel()
+            self.cancel()
 
     def cancel(self) -> None:
         """Let the future that the coroutine awaits, or the next one if it waits for a turn, raise CancelledError."""

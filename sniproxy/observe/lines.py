@@ -68,6 +68,24 @@ def level_of(record: Record, event: Event) -> str:
     return LEVELS[event]
 
 
+class Clock:
+    """Wall-clock time as text; that of a second is made once."""
+
+    def __init__(self, form: str, *, local: bool = False) -> None:
+        self._form = form
+        self._local = local
+        self._second = -1
+        self._text = ""
+
+    def text(self, at: float) -> str:
+        """The time `at`, seconds since the epoch, in the form of strftime(3)."""
+        second = int(at)
+        if second != self._second:
+            self._text = time.strftime(self._form, time.localtime(second) if self._local else time.gmtime(second))
+            self._second = second
+        return self._text
+
+
 class LineFormat:
     """Turns records into lines of at most PIPE_BUF bytes, so that no other worker's can tear them (pipe(7))."""
 
@@ -90,15 +108,13 @@ class JsonLines(LineFormat):
     def __init__(self, identity: LogIdentity, process: str) -> None:
         self._identity = identity
         instance, source, pod = map(_quoted, (identity.instance, identity.source, identity.pod))
-        self._monitored_head = f'{{"level":"{LEVELS[Event.DENY]}","time":"'
-        self._heads = {event: f'{{"level":"{level}","time":"' for event, level in LEVELS.items()}
+        self._heads = {level: f'{{"level":"{level}","time":"' for level in LEVELS.values()}
         self._events = {
             event: f'","instance":{instance},"connectionEvent":"{event.value}","connectionId":"{process}-'
             for event in LEVELS
         }
         self._gateway = f'"source":{source},"sourceName":{pod},"sourceWorkload":{source},"sourceIp":"'
-        self._second = 0
-        self._second_text = ""
+        self._clock = Clock("%Y-%m-%dT%H:%M:%S")
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
         time_text = self._timestamp()
@@ -115,9 +131,8 @@ class JsonLines(LineFormat):
         decision = "allow" if record.allowed else "deny" if event is Event.DENY else "none"
         detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
         verdicts = _verdict_fields(record.dry_run, record.audit, most.verdict) if _has_more(record) else ""
-        head = self._monitored_head if verdicts and record.dry_run and record.dry_run.would_deny else self._heads[event]
         return (
-            f"{head}{time_text}{self._events[event]}{record.number}"
+            f"{self._heads[level_of(record, event)]}{time_text}{self._events[event]}{record.number}"
             f'","requestedServerName":{_quoted_again(record.server_name or _UNKNOWN, most.name)},'
             f"{_caller_fields(record.identity, most.namespace)},"
             f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
@@ -141,13 +156,9 @@ class JsonLines(LineFormat):
         )
 
     def _timestamp(self) -> str:
-        """RFC 3339 with microseconds, in UTC. The text of a second is made once."""
+        """RFC 3339 with microseconds, in UTC."""
         now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._second_text}.{int((now - second) * 1e6):06d}Z"
+        return f"{self._clock.text(now)}.{int(now % 1 * 1e6):06d}Z"
 
 
 def _quoted(text: str, most: int = 1 << 16) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from sniproxy.config.units import host_and_port
 from sniproxy.observe import bulletin
 from sniproxy.observe.scoreboard import Row
 from sniproxy.observe.sketch import KEPT, Counted, Sketch, merged
@@ -60,14 +61,12 @@ class Recent:
 
     def ended(self, record: Record, now: float) -> None:
         """A connection is over; those that were served have been told of when they were opened."""
+        # The log has its line: what stays here has a bound.
+        record.server_name = record.server_name[:_MAX_NAME]
+        record.detail = record.detail[:_MAX_TEXT]
         event = record.reason.event
         if event is Event.CLOSE:
             return
-        # The log has its line: what stays here has a bound.
-        if len(record.server_name) > _MAX_NAME:
-            record.server_name = record.server_name[:_MAX_NAME]
-        if len(record.detail) > _MAX_TEXT:
-            record.detail = record.detail[:_MAX_TEXT]
         self._is_news = True
         if event is Event.DENY:
             self._denied.append((now, record))
@@ -103,12 +102,12 @@ def _entry(record: Record, event: Event, when: float) -> Entry:
     return {
         "time": round(when, 3),
         "event": event.value,
-        "sni": record.server_name[:_MAX_NAME],
+        "sni": record.server_name,
         "principal": str(record.identity),
         "sourceIp": record.source_ip,
-        "destination": f"{record.destination_ip}:{record.destination_port}" if record.destination_ip else "",
+        "destination": host_and_port(ip, record.destination_port) if (ip := record.destination_ip) else "",
         "reason": "" if event is Event.OPEN else record.reason.word,
-        "detail": record.detail[:_MAX_TEXT],
+        "detail": record.detail,
         "policy": ground.policy[:_MAX_TEXT],
         "rule": ground.rule[:_MAX_TEXT],
         "file": ground.file[-_MAX_TEXT:],

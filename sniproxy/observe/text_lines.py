@@ -11,8 +11,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from sniproxy.config.log_template import parse_template
+from sniproxy.config.units import host_and_port
 from sniproxy.identity.spiffe import UNKNOWN, Identity
-from sniproxy.observe.lines import LineFormat, level_of
+from sniproxy.observe.lines import Clock, LineFormat, level_of
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
 
@@ -130,27 +131,7 @@ def _whole(text: str) -> bytes:
 
 def _upstream(record: Record) -> str:
     """IP:PORT of where the connection went."""
-    host = record.destination_ip
-    if not host:
-        return _NOTHING
-    return f"[{host}]:{record.destination_port}" if ":" in host else f"{host}:{record.destination_port}"
-
-
-class _Seconds:
-    """The text of a time, made once a second."""
-
-    def __init__(self, form: str, *, local: bool) -> None:
-        self._form = form
-        self._local = local
-        self._second = -1
-        self._text = ""
-
-    def text(self, at: float) -> str:
-        second = int(at)
-        if second != self._second:
-            self._text = time.strftime(self._form, time.localtime(second) if self._local else time.gmtime(second))
-            self._second = second
-        return self._text
+    return host_and_port(record.destination_ip, record.destination_port) if record.destination_ip else _NOTHING
 
 
 _Value = Callable[[Record, Event, float], str]
@@ -161,8 +142,8 @@ class NginxLines(LineFormat):
 
     def __init__(self, template: str, process: str) -> None:
         self._process = process
-        self._local = _Seconds("%d/%b/%Y:%H:%M:%S %z", local=True)
-        self._iso = _Seconds("%Y-%m-%dT%H:%M:%S%z", local=True)
+        self._local = Clock("%d/%b/%Y:%H:%M:%S %z", local=True)
+        self._iso = Clock("%Y-%m-%dT%H:%M:%S%z", local=True)
         values = self._values()
         self._pieces: list[tuple[str, _Value | None]] = [
             (piece.text, values[piece.text] if piece.is_variable else None) for piece in parse_template(template)
@@ -226,7 +207,7 @@ class EnvoyLines(LineFormat):
     """
 
     def __init__(self) -> None:
-        self._utc = _Seconds("%Y-%m-%dT%H:%M:%S", local=False)
+        self._utc = Clock("%Y-%m-%dT%H:%M:%S")
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
         flags, detail, duration = "-", _NOTHING, "-"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
-from sniproxy.config.load import dotted, unknown_key
+from sniproxy.config.load import dotted, unknown_key, wrong_kind
 from sniproxy.config.units import show
 from sniproxy.config.yaml_source import BadInputError, Node, Problem
 
@@ -190,16 +190,7 @@ class Value:
         return []
 
     def _kind(self, expected: str) -> str:
-        value = self.node.value
-        is_scalar = not isinstance(value, dict | list)
-        mend = ""
-        if is_scalar and expected == "text":
-            mend = "; put it in quotes"
-        elif is_scalar and expected == "a list":
-            mend = f"; write [{show(value)}]"
-        elif isinstance(value, str) and value.isdecimal() and expected == "a whole number":
-            mend = "; take the quotes off"
-        return f"must be {expected}, not {show(value)}{mend}"
+        return wrong_kind(expected, self.node.value)
 
 
 def parse_text(value: object) -> str:

@@ -4,10 +4,12 @@ A Unix socket of packets: a packet is a generation's number, and with it come tw
 a file of memory with the rest, pickled. The answer is the number. Neither end ever waits.
 """
 
+import asyncio
 import contextlib
 import os
 import pickle
 import socket
+from collections.abc import Callable
 
 from sniproxy.reload.generation import Generation
 
@@ -100,6 +102,19 @@ class Inbox:
             os.close(settings)
         config, connection_limit = pickle.loads(pickled)  # noqa: S301 - our own process wrote it
         return Generation(int.from_bytes(data, "little"), config, connection_limit, policy)
+
+    def watch(self, loop: asyncio.AbstractEventLoop, take: Callable[[Generation], None]) -> None:
+        """Let `take` have each generation as it comes, until the supervisor closes its end."""
+        loop.add_reader(self._sock, self._pass_on, loop, take)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop, take: Callable[[Generation], None]) -> None:
+        try:
+            generation = self.receive()
+        except EOFError:
+            loop.remove_reader(self._sock)
+            return
+        if generation is not None:
+            take(generation)
 
     def confirm(self, number: int) -> None:
         """Say that generation `number` is in force here."""

@@ -19,7 +19,7 @@ from sniproxy.config.load import load_config
 from sniproxy.config.model import Config, Listener
 from sniproxy.config.units import Address
 from sniproxy.config.yaml_source import BadInputError, Problem, read_documents
-from sniproxy.policy.compiled import compile_rulebook
+from sniproxy.policy.compiled import BadRulebookError, compile_rulebook
 from sniproxy.policy.documents import LoadedPolicy, load_policy
 from sniproxy.policy.engine import Engine
 from sniproxy.policy.model import Rule
@@ -114,8 +114,11 @@ def read(source: Source) -> tuple[Reading | Unreadable, bytes]:
     except BadInputError as error:
         return Unreadable(place, tuple(error.problems)), b""
     policy = loaded.policy
-    compiled = compile_rulebook(policy.rulebook)
-    Engine(compiled)  # what no worker could adopt must not get there
+    try:
+        compiled = compile_rulebook(policy.rulebook)
+        Engine(compiled)  # what no worker could adopt must not get there
+    except BadRulebookError as error:
+        return Unreadable(place, (Problem(str(source.config), 1, str(error)),)), b""
     digest, rules = hashlib.sha256(compiled).digest(), len(policy.rulebook.rules)
     return Reading(place, loaded.config, digest, rules, policy.warnings, policy.ignored), compiled
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.origins import NAMES, Authority, tls_origin
+from tests.support.origins import NAMES, Authority, echo, origin, tls_origin
+
+ALL_BUT_ENGLISH = {
+    "rules": [
+        {"name": "wikipedia", "action": "allow", "sni": ["*.wikipedia.org"]},
+        {"name": "no-english", "action": "deny", "sni": ["en.wikipedia.org"]},
+    ]
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +35,13 @@ def wikipedias(authority: Authority) -> Iterator[dict[str, list[str]]]:
     """`upstream.hosts` for the four Wikipedias, each a TLS origin of its own."""
     with contextlib.ExitStack() as stack:
         yield {name: [f"127.0.0.1:{stack.enter_context(tls_origin(authority, name))}"] for name in NAMES}
+
+
+@pytest.fixture(scope="session")
+def echo_port() -> Iterator[int]:
+    """The port of an origin that says `ready`, and then every byte again."""
+    with origin(echo) as port:
+        yield port
 
 
 def allowing(*names: str) -> dict[str, Any]:

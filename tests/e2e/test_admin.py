@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.e2e.conftest import allowing
+from tests.e2e.conftest import ALL_BUT_ENGLISH, allowing
 from tests.support.clients import ask, fetch, hello_for, proxy_header, sleep_principal
 from tests.support.origins import Authority
 from tests.support.prometheus import needs_prometheus, running_prometheus
@@ -27,13 +27,6 @@ MONITORING = Path(__file__).parent.parent.parent / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
 EN, DE = "en.wikipedia.org", "de.wikipedia.org"
 US = sleep_principal("sleep-us")
-
-POLICY = {
-    "rules": [
-        {"name": "wikipedia", "action": "allow", "sni": ["*.wikipedia.org"]},
-        {"name": "no-english", "action": "deny", "sni": [EN]},
-    ]
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +40,7 @@ def proxy(
         "admin": {"address": "127.0.0.1:0", "metrics_address": "127.0.0.1:0"},
         "workers": 2,
     }
-    with running_proxy(tmp_path_factory.mktemp("admin"), config, POLICY) as proxy:
+    with running_proxy(tmp_path_factory.mktemp("admin"), config, ALL_BUT_ENGLISH) as proxy:
         for _ in range(5):
             fetch(proxy.address, DE, authority.client_context(), proxy_header(US))
         for _ in range(3):

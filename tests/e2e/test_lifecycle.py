@@ -17,25 +17,11 @@ import pytest
 
 from tests.e2e.conftest import allowing
 from tests.support.clients import ask, connected, fetch, hello_for
-from tests.support.origins import Authority, origin, page_of, read_exactly, read_to_end
+from tests.support.origins import Authority, page_of, read_exactly, read_to_end
 from tests.support.proxy import ProxyProcess, is_ready, running_proxy, wait_until
 
 NAME = "live.wikipedia.org"
 HELLO = hello_for(NAME)
-
-
-def echo(sock: socket.socket) -> None:
-    """Answer the hello with `ready`, then every byte with itself."""
-    read_exactly(sock, len(HELLO))
-    sock.sendall(b"ready")
-    while data := sock.recv(65536):
-        sock.sendall(data)
-
-
-@pytest.fixture(scope="module")
-def echo_port() -> Iterator[int]:
-    with origin(echo) as port:
-        yield port
 
 
 def config_for(port: int, **more: Any) -> dict[str, Any]:

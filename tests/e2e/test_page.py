@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sniproxy.wire.proxy_protocol import SocketAddress, Tlv, encode_proxy_header
-from tests.e2e.conftest import allowing
+from tests.e2e.conftest import ALL_BUT_ENGLISH, allowing
 from tests.support.browser import Tab, needs_chromium, new_tab
 from tests.support.clients import PRINCIPAL, ask, connected, fetch, hello_for, proxy_header, sleep_principal
 from tests.support.origins import Authority, read_to_end
@@ -21,13 +21,6 @@ DE, EN = "de.wikipedia.org", "en.wikipedia.org"
 US = sleep_principal("sleep-us")
 SCRIPT = "<script>document.title='owned'</script>"
 IMAGE = "<img src=x onerror=\"document.title='owned'\">"
-
-POLICY = {
-    "rules": [
-        {"name": "wikipedia", "action": "allow", "sni": ["*.wikipedia.org"]},
-        {"name": "no-english", "action": "deny", "sni": [EN]},
-    ]
-}
 
 
 def hostile_header() -> bytes:
@@ -50,7 +43,7 @@ def proxy(
         "listeners": [{"address": "127.0.0.1:0", "proxy_protocol": "required", "trusted_peers": ["127.0.0.0/8"]}],
         "upstream": {"hosts": {**wikipedias, "nobody.wikipedia.org": ["127.0.0.1:1"]}},
     }
-    with running_proxy(tmp_path_factory.mktemp("page"), config, POLICY) as proxy:
+    with running_proxy(tmp_path_factory.mktemp("page"), config, ALL_BUT_ENGLISH) as proxy:
         fetch(proxy.address, DE, authority.client_context(), proxy_header(US))
         ask(proxy.address, proxy_header(US), hello_for(EN))
         ask(proxy.address, proxy_header(US), hello_for("nobody.wikipedia.org"))

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.support.clients import connected, hello_for
-from tests.support.origins import origin, read_exactly, read_to_end
+from tests.support.origins import read_exactly, read_to_end
 from tests.support.proxy import ProxyProcess, running_proxy, wait_until
 
 STAYS, GOES = "stays.example.org", "goes.example.org"
@@ -25,21 +25,6 @@ FAILED, RELOADED, NOTHING_NEW = "reload failed", "reloaded", "reload found nothi
 
 # What the product promises is a second. A machine that tests many things at once may be slower.
 PROMISE, MARGIN = 1.0, 5.0
-
-
-def echo(sock: socket.socket) -> None:
-    """Answer the hello with `ready`, then every byte with itself."""
-    header = read_exactly(sock, 5)
-    read_exactly(sock, int.from_bytes(header[3:5], "big"))
-    sock.sendall(b"ready")
-    while data := sock.recv(65536):
-        sock.sendall(data)
-
-
-@pytest.fixture(scope="module")
-def echo_port() -> Iterator[int]:
-    with origin(echo) as port:
-        yield port
 
 
 def hosts(port: int, *names: str) -> dict[str, Any]:

@@ -62,6 +62,21 @@ def origin(handle: Handler, host: str = "127.0.0.1") -> Iterator[int]:
                 thread.join(timeout=TIMEOUT)
 
 
+@contextlib.contextmanager
+def origin_in_hand() -> Iterator[socket.socket]:
+    """A listening socket, for a test that plays the origin itself and so holds both ends: see `accept_from`."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        server.settimeout(TIMEOUT)
+        yield server
+
+
+def accept_from(server: socket.socket) -> socket.socket:
+    """The origin's end of the next connection."""
+    sock, _ = server.accept()
+    sock.settimeout(TIMEOUT)
+    return sock
+
+
 def page_of(name: str) -> str:
     """What the TLS origin of `name` serves."""
     return f"<title>{name}</title>"
@@ -99,3 +114,12 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 def read_to_end(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def echo(sock: socket.socket) -> None:
+    """A handler that answers the hello, of one record, with `ready`, and then every byte with itself."""
+    header = read_exactly(sock, 5)
+    read_exactly(sock, int.from_bytes(header[3:5], "big"))
+    sock.sendall(b"ready")
+    while data := sock.recv(65536):
+        sock.sendall(data)

@@ -32,19 +32,13 @@ class InForce:
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take each new one as it comes."""
-        loop.add_reader(self._inbox.fileno(), self._receive, loop)
+        self._inbox.watch(loop, self._take)
 
-    def _receive(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            generation = self._inbox.receive()
-        except EOFError:
-            loop.remove_reader(self._inbox.fileno())
-            return
-        if generation is not None:
-            os.close(self.generation.policy)
-            self.generation = generation
-            self._engine = self._files = None
-            self._inbox.confirm(generation.number)
+    def _take(self, generation: Generation) -> None:
+        os.close(self.generation.policy)
+        self.generation = generation
+        self._engine = self._files = None
+        self._inbox.confirm(generation.number)
 
     async def explain(self, request: Request) -> dict[str, object]:
         """What the policy in force decides, and why. Raises BusyError."""
