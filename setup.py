@@ -14,6 +14,7 @@ from setuptools import setup
 
 HOT_PATH = (
     "names",
+    "quick",
     "record",
     "ledger",
     "intake",
@@ -43,6 +44,8 @@ HOT_PATH = (
     "observe/text_lines",
     "observe/sinks",
     "observe/access_log",
+    "observe/sketch",
+    "observe/recent",
 )
 
 if os.environ.get("SNIPROXY_COMPILE") == "1":

@@ -214,8 +214,10 @@ class _Worker:
 
     def _has_room(self) -> bool:
         """Whether all workers together hold fewer connections than the limit."""
-        active = self._active
-        return sum([slots[active] for slots in self._active_slots]) < self._connection_limit
+        active = 0.0
+        for slots in self._active_slots:
+            active += slots[self._active]
+        return active < self._connection_limit
 
     async def _drain(self, seconds: float) -> None:
         """Let live connections finish, then end the rest."""
@@ -296,4 +298,4 @@ class _DnsObserver:
         self._meter.dns_cache_stale(1.0)
 
     def lookup(self, seconds: float, result: str) -> None:  # noqa: ARG002 - failures are counted by reason
-        self._meter.dns_seconds(seconds)
+        self._meter.dns_seconds.observe(seconds)

@@ -33,6 +33,7 @@ from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
 from sniproxy.policy.engine import Engine
 from sniproxy.policy.model import Denied, EchPolicy, Permit, Request
+from sniproxy.quick import make
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
 from sniproxy.wire.client_hello import ClientHello, HelloError
@@ -277,14 +278,9 @@ def _note_hello(record: Record, hello: ClientHello) -> ServerName:
 
 def _request(connection: Connection, snapshot: Snapshot) -> Request:
     record = connection.record
-    return Request(
-        ServerName(record.server_name),
-        record.identity,
-        record.source_ip,
-        record.ech,
-        connection.outer_name,
-        snapshot.config.upstream.port,
-    )
+    name = ServerName(record.server_name)
+    port = snapshot.config.upstream.port
+    return make(Request, (name, record.identity, record.source_ip, record.ech, connection.outer_name, port))
 
 
 def _text(outer_name: bytes | NotSent) -> str:

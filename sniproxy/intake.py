@@ -17,6 +17,7 @@ from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
+from sniproxy.quick import make
 from sniproxy.wire.client_hello import (
     ClientHello,
     ClientHelloReader,
@@ -140,7 +141,7 @@ class Intake:
         peer = self._peer
         if door.header is HeaderMode.NONE:
             self._behind_header = True
-            return Caller(door.static, peer.ip, NOT_SENT)
+            return make(Caller, (door.static, peer.ip, NOT_SENT))
         if not door.trust.has(peer):
             raise ConnectionEndedError(
                 Reason.UNTRUSTED_PEER, f"{peer.source} is not among the listener's trusted_peers"
@@ -159,7 +160,7 @@ class Intake:
             raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
         source_ip = _plain_ip(header.source.ip) if isinstance(header.source, SocketAddress) else peer.ip
         self._count_by(source_ip or peer.source)
-        return Caller(established.principal, source_ip, established.requested_server_name)
+        return make(Caller, (established.principal, source_ip, established.requested_server_name))
 
     def client_hello(self, limit: int) -> ClientHello | NeedMore:
         """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""

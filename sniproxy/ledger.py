@@ -5,7 +5,7 @@ import time
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import Meter
 from sniproxy.observe.recent import Recent
-from sniproxy.outcome import Event, Reason
+from sniproxy.outcome import OPEN, Reason
 from sniproxy.record import Record
 
 
@@ -24,14 +24,14 @@ class Ledger:
         return Record(self._number, source_ip, time.monotonic())
 
     def hello_read(self, record: Record) -> None:
-        self.meter.hello_seconds(time.monotonic() - record.began)
+        self.meter.hello_seconds.observe(time.monotonic() - record.began)
 
     def opened(self, record: Record, connecting: float) -> None:
         """The upstream is connected; `connecting` is when dialling began."""
         record.opened = now = time.monotonic()
         self.meter.opened()
-        self.meter.connect_seconds(now - connecting)
-        self._log.write(record, Event.OPEN, now)
+        self.meter.connect_seconds.observe(now - connecting)
+        self._log.write(record, OPEN, now)
         self.recent.opened(record, now)
 
     def finish(self, record: Record) -> None:
@@ -43,7 +43,7 @@ class Ledger:
             ground = record.dry_run.ground
             self.meter.would_deny(ground.policy, ground.rule, record.dry_run.reason)
         if record.opened:
-            self.meter.connection_seconds(now - record.began)
+            self.meter.connection_seconds.observe(now - record.began)
         self._log.write(record, reason.event, now)
         self.recent.ended(record, now)
 

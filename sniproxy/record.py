@@ -1,7 +1,7 @@
 """What is known of one connection: filled in as its story learns it, told once at the end."""
 
 from sniproxy.identity.spiffe import UNKNOWN, Identity
-from sniproxy.outcome import Reason
+from sniproxy.outcome import INTERNAL, Reason
 from sniproxy.policy.model import NO_GROUND, DryRun, Ground
 
 
@@ -51,7 +51,7 @@ class Record:
         self.destination_port = 0
         self.received = 0
         self.sent = 0
-        self.reason = Reason.INTERNAL
+        self.reason = INTERNAL
         self.detail = ""
 
     def end(self, reason: Reason, detail: str = "") -> None:

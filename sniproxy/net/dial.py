@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from select import EPOLLERR, EPOLLHUP
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sniproxy.config.units import host_and_port
 from sniproxy.names import ServerName
@@ -22,9 +22,15 @@ from sniproxy.net.strand import Pending
 from sniproxy.net.timers import UNARMED
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.policy.model import Permit
+from sniproxy.quick import make
 
 # RFC 8305 section 5 recommends 250 ms.
 ATTEMPT_DELAY = 0.25
+
+_STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_NODELAY: Final = int(socket.TCP_NODELAY)
+_UNDER_WAY: Final = (0, int(errno.EINPROGRESS))
 
 
 class Connected(NamedTuple):
@@ -95,13 +101,13 @@ class _Race:
     def _start(self, endpoint: Endpoint) -> int:
         """Begin to connect. The errno if that failed at once."""
         try:
-            sock = Socket(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = Socket(endpoint.family, _STREAM)
         except OSError as error:
             return error.errno or errno.EIO
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(_TCP, _NODELAY, 1)
             error_number = sock.connect_ex((endpoint.host, endpoint.port))
-            if error_number in (0, errno.EINPROGRESS):
+            if error_number in _UNDER_WAY:
                 attempt = _Attempt(endpoint, sock, self)
                 self._readiness.watch(sock.fileno(), attempt)
                 self._running.append(attempt)
@@ -165,7 +171,7 @@ async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, re
         race.close(None)
         raise
     race.close(winner)
-    return Connected(winner.socket, winner.endpoint, winner.events)
+    return make(Connected, (winner.socket, winner.endpoint, winner.events))
 
 
 def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
 from sniproxy.net.sockets import Socket, accept
+from sniproxy.quick import make
 
 _BACKLOG = 4096
 
@@ -226,7 +227,7 @@ class Acceptor:
         if self._is_unix:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             return Peer("", 0, _UCRED.unpack(credentials)[1])
-        return Peer(address[0], address[1], None)
+        return make(Peer, (address[0], address[1], None))
 
     def _shed(self) -> bool:
         """Accept and close one connection with the spare descriptor, or pause. False when none waits."""

@@ -8,11 +8,11 @@ the kernel refuses to enlarge a pipe, and then it serves at the size that it has
 import contextlib
 import fcntl
 import os
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 # Through 64 KiB, 256 KiB and 1 MiB splice costs about 500, 360 and 430 ms of CPU a gigabyte, with what the kernel does
 # in ksoftirqd on its behalf: too small a pipe asks for more system calls, too large a one outruns the caches.
-PIPE_SIZE = 1 << 18
+PIPE_SIZE: Final = 1 << 18
 
 
 class Pipe(NamedTuple):

@@ -16,19 +16,20 @@ import asyncio
 import select
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import Final
 
 from sniproxy.net.timers import UNARMED, TimerWheel
 
-_EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+_EDGES: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
 # Something to read: bytes, an end, or an error.
-READABLE = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
-WRITABLE = EPOLLOUT | EPOLLHUP | EPOLLERR
+READABLE: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+WRITABLE: Final = EPOLLOUT | EPOLLHUP | EPOLLERR
 # The peer has said its last word: what is in the buffer is all there will be.
-HANGUP = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 # How many sockets one turn of the event loop serves before timers and new connections get theirs.
-_BATCH = 256
+_BATCH: Final = 256
 
 Handler = Callable[[int], None]
 

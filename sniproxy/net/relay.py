@@ -19,25 +19,28 @@ import os
 import socket
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLRDHUP
+from typing import Final
 
 from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Pending
 from sniproxy.net.timers import TICK, UNARMED
-from sniproxy.outcome import Reason
+from sniproxy.outcome import CLIENT_RESET, DONE, UPSTREAM_RESET, Reason
 
 # One read of a copied flow. One that fills it has more behind it, and moves to splice.
-_BUFFER = bytearray(64 * 1024)
-_VIEW = memoryview(_BUFFER)
+_BUFFER_SIZE: Final = 64 * 1024
+_BUFFER: Final = bytearray(_BUFFER_SIZE)
+_VIEW: Final = memoryview(_BUFFER)
 
-_SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
-_FLOWING = 16 * 1024
+_FLOWING: Final = 16 * 1024
+_MORE: Final = int(socket.MSG_MORE)
 # An end, and whether it is an orderly one: a reset drops what we would hold back for it.
-_ENDING = EPOLLRDHUP | EPOLLERR
+_ENDING: Final = EPOLLRDHUP | EPOLLERR
 # Moves in one turn, before the other connections get theirs.
-_BUDGET = 16
+_BUDGET: Final = 16
 
 
 class _Flow:
@@ -114,10 +117,10 @@ class Relay:
         self._timers = readiness.timers
         self._pipes = pipes
         self._idle = idle
-        self._request = _Flow(downstream, upstream, Reason.CLIENT_RESET, count_received)
-        self._response = _Flow(upstream, downstream, Reason.UPSTREAM_RESET, count_sent)
+        self._request = _Flow(downstream, upstream, CLIENT_RESET, count_received)
+        self._response = _Flow(upstream, downstream, UPSTREAM_RESET, count_sent)
         self._done: Pending[Reason] = Pending()
-        self._outcome = Reason.DONE
+        self._outcome = DONE
         self._touched = 0
         self.slot = UNARMED
 
@@ -207,7 +210,7 @@ class Relay:
                 self._splice(flow, pipe)
                 return
             size = self._copy(flow)
-            flow.flowing = size == len(_BUFFER)
+            flow.flowing = size == _BUFFER_SIZE
             if size == 0 or not (ended or flow.flowing):
                 return
         self._again(flow)
@@ -225,7 +228,7 @@ class Relay:
             self._finish(flow)
             return 0
         # The last bytes wait for the end that is passed on next, and go with it in one packet.
-        flags = socket.MSG_MORE if flow.is_ending and size < len(_BUFFER) else 0
+        flags = _MORE if flow.is_ending and size < _BUFFER_SIZE else 0
         return size if self._send(flow, _VIEW[:size], flags) else 0
 
     def _splice(self, flow: _Flow, pipe: Pipe) -> None:

@@ -9,12 +9,12 @@ An owner is its own entry: it has a `slot` and an `expire()`, and is in one slot
 
 import asyncio
 import math
-from typing import Protocol
+from typing import Final, Protocol
 
-TICK = 0.1  # seconds
+TICK: Final = 0.1  # seconds
 
 # The value of `slot` while a timer is not armed.
-UNARMED = -1
+UNARMED: Final = -1
 
 
 class Timer(Protocol):

@@ -16,7 +16,7 @@ import orjson
 
 from sniproxy.config.model import Gateway
 from sniproxy.identity.spiffe import Identity
-from sniproxy.outcome import Event
+from sniproxy.outcome import DENY, OPEN, Event
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
 
@@ -124,11 +124,11 @@ class JsonLines(LineFormat):
         return line
 
     def _render(self, record: Record, event: Event, now: float, time_text: str, most: _Bounds) -> bytes:
-        if event is Event.OPEN:
+        if event is OPEN:
             duration, reason = "0", ""
         else:
-            duration, reason = f"{now - record.began:.3f}", record.reason.word
-        decision = "allow" if record.allowed else "deny" if event is Event.DENY else "none"
+            duration, reason = _seconds(now - record.began), record.reason.word
+        decision = "allow" if record.allowed else "deny" if event is DENY else "none"
         detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
         verdicts = _verdict_fields(record.dry_run, record.audit, most.verdict) if _has_more(record) else ""
         return (
@@ -158,7 +158,13 @@ class JsonLines(LineFormat):
     def _timestamp(self) -> str:
         """RFC 3339 with microseconds, in UTC."""
         now = time.time()
-        return f"{self._clock.text(now)}.{int(now % 1 * 1e6):06d}Z"
+        return f"{self._clock.text(now)}.{str(int(now % 1 * 1e6)).zfill(6)}Z"
+
+
+def _seconds(duration: float) -> str:
+    """To the millisecond."""
+    milliseconds = int(duration * 1000 + 0.5)
+    return f"{milliseconds // 1000}.{str(milliseconds % 1000).zfill(3)}"
 
 
 def _quoted(text: str, most: int = 1 << 16) -> str:

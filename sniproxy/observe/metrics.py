@@ -5,13 +5,12 @@ in the docs. A label takes only words that we chose or that an operator wrote in
 """
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
-from sniproxy.outcome import Event, Reason
+from sniproxy.outcome import CLOSE, DENY, Event, Reason
 
 
 class Kind(Enum):
@@ -173,6 +172,27 @@ def new_scoreboard(workers: int) -> Scoreboard:
 Increment = Callable[[float], None]
 
 
+class Histogram:
+    """The buckets of one histogram in one worker's row."""
+
+    __slots__ = ("_bounds", "_first", "_slots", "_total")
+
+    def __init__(self, slots: "memoryview[float]", metric: Metric) -> None:
+        self._slots = slots
+        self._bounds = list(metric.buckets)
+        self._first = _FIRST_SLOT[metric]
+        self._total = self._first + len(self._bounds) + 1
+
+    def observe(self, value: float) -> None:
+        slot = self._first
+        for bound in self._bounds:  # nearly always one of the first
+            if value <= bound:
+                break
+            slot += 1
+        self._slots[slot] += 1.0
+        self._slots[self._total] += value
+
+
 class Meter:
     """Counts into one worker's row. What happens often is bound once and called."""
 
@@ -191,10 +211,10 @@ class Meter:
         self.dns_cache_hit = self._increment(slot_of(DNS_CACHE, "hit"))
         self.dns_cache_miss = self._increment(slot_of(DNS_CACHE, "miss"))
         self.dns_cache_stale = self._increment(slot_of(DNS_CACHE, "stale"))
-        self.hello_seconds = self._observer(HELLO_SECONDS)
-        self.dns_seconds = self._observer(DNS_SECONDS)
-        self.connect_seconds = self._observer(CONNECT_SECONDS)
-        self.connection_seconds = self._observer(CONNECTION_SECONDS)
+        self.hello_seconds = Histogram(row.slots, HELLO_SECONDS)
+        self.dns_seconds = Histogram(row.slots, DNS_SECONDS)
+        self.connect_seconds = Histogram(row.slots, CONNECT_SECONDS)
+        self.connection_seconds = Histogram(row.slots, CONNECTION_SECONDS)
 
     def accepted(self) -> None:
         slots = self._slots
@@ -208,9 +228,9 @@ class Meter:
         """One accepted connection is over, and counted as exactly one of denied, failed and closed."""
         slots = self._slots
         slots[self._active] -= 1.0
-        if reason.event is Event.CLOSE:
+        if reason.event is CLOSE:
             slots[self._closed[reason]] += 1.0
-        elif reason.event is Event.DENY:
+        elif reason.event is DENY:
             self._denied.add((policy, rule, reason.word))
         else:
             slots[self._failed[reason]] += 1.0
@@ -237,16 +257,6 @@ class Meter:
             slots[slot] += amount
 
         return increment
-
-    def _observer(self, metric: Metric) -> Callable[[float], None]:
-        slots, first, buckets = self._slots, _FIRST_SLOT[metric], metric.buckets
-        total = first + len(buckets) + 1
-
-        def observe(value: float) -> None:
-            slots[first + bisect_left(buckets, value)] += 1.0
-            slots[total] += value
-
-        return observe
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from sniproxy.config.units import host_and_port
 from sniproxy.observe import bulletin
 from sniproxy.observe.scoreboard import Row
 from sniproxy.observe.sketch import KEPT, Counted, Sketch, merged
-from sniproxy.outcome import Event
+from sniproxy.outcome import CLOSE, DENY, OPEN, Event
 from sniproxy.record import Record
 
 LATEST = 50  # connections of each event
@@ -65,10 +65,10 @@ class Recent:
         record.server_name = record.server_name[:_MAX_NAME]
         record.detail = record.detail[:_MAX_TEXT]
         event = record.reason.event
-        if event is Event.CLOSE:
+        if event is CLOSE:
             return
         self._is_news = True
-        if event is Event.DENY:
+        if event is DENY:
             self._denied.append((now, record))
             self._denied_names.add(record.server_name)
             self._denied_principals.add(record.identity)
@@ -106,7 +106,7 @@ def _entry(record: Record, event: Event, when: float) -> Entry:
         "principal": str(record.identity),
         "sourceIp": record.source_ip,
         "destination": host_and_port(ip, record.destination_port) if (ip := record.destination_ip) else "",
-        "reason": "" if event is Event.OPEN else record.reason.word,
+        "reason": "" if event is OPEN else record.reason.word,
         "detail": record.detail,
         "policy": ground.policy[:_MAX_TEXT],
         "rule": ground.rule[:_MAX_TEXT],

@@ -39,6 +39,7 @@ from sniproxy.policy.model import (
     Rule,
     Rulebook,
 )
+from sniproxy.quick import make
 
 _REMEMBERED = 4096
 
@@ -181,10 +182,10 @@ class _Judge:
         if deny is not None:
             ground = self._rules.ground(deny)
             phrase = f"rbac_access_denied_matched_policy[{ground.policy}-rule[{ground.rule}]]"
-            return _new(Denied, (Reason.RULE, ground, phrase, None, None))
+            return make(Denied, (Reason.RULE, ground, phrase, None, None))
         if allow is not None:
             ground, allow_networks, limits = self._rules.consequence(allow)
-            return _new(Allowed, (_new(Permit, (name, allow_networks)), ground, limits, None, None))
+            return make(Allowed, (make(Permit, (name, allow_networks)), ground, limits, None, None))
         if has_allow or self._book.default is not Action.ALLOW:
             return _BY_DEFAULT
         return Allowed(Permit(name, ()), NO_GROUND)
@@ -198,9 +199,6 @@ def _former(one: Found, other: Found) -> Found:
 
 
 _MONITORED = {MONITORED_ALLOW, MONITORED_DENY, MONITORED_REGISTER}
-
-# A named tuple made by the tuple's own constructor costs a third of one made by its own.
-_new = tuple.__new__
 
 
 def _refused(reason: Reason, detail: str) -> Denied:

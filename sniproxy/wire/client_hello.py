@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, NoReturn
 
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
+from sniproxy.quick import make
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 
 # RFC 8446 section 5.1, the record layer.
@@ -52,11 +53,9 @@ _VERSION_NAMES: Final = {
     0x0304: "TLSv1.3",
 }
 
-_U16 = struct.Struct("!H")
-_FIRST_RECORD = struct.Struct("!BBxHI")  # type, major version, length; then the handshake type and length
-_FIXED_FIELDS = struct.Struct("!IH32xB")  # handshake type and length, legacy_version, random, session id length
-_EXTENSION = struct.Struct("!HH")  # type, length
-_SERVER_NAME_LIST = struct.Struct("!HBH")  # list length, name type, name length
+_LEGACY_VERSION_AT: Final = _MESSAGE_HEADER
+_SESSION_ID_AT: Final = _LEGACY_VERSION_AT + 2 + 32  # behind the version and the random
+_NAME_AT: Final = 5  # in a server_name extension: behind the list's length, and the name's type and length
 
 # What else arrives on a TLS port, by its first bytes.
 _FOREIGN = {
@@ -153,37 +152,47 @@ def parse_client_hello(message: bytes) -> ClientHello:
     # Reading past the end raises, since `message` is exact: as strict as a check before each field, and cheaper.
     try:
         return _parse_message(message)
-    except (IndexError, struct.error):
+    except IndexError:
         raise _malformed("the ClientHello ends in the middle of a field") from None
 
 
+def _u16(data: bytes, at: int) -> int:
+    # Compiled, this is a few instructions. A struct would cost hundreds: it is a call into Python, and makes a tuple.
+    return data[at] << 8 | data[at + 1]
+
+
 def _parse_message(message: bytes) -> ClientHello:
-    header, legacy_version, session_id_length = _FIXED_FIELDS.unpack_from(message)
-    if header != (_CLIENT_HELLO << 24) + len(message) - _MESSAGE_HEADER:
+    length = message[1] << 16 | _u16(message, 2)
+    if message[0] != _CLIENT_HELLO or length != len(message) - _MESSAGE_HEADER:
         raise _malformed("the handshake header does not fit the message behind it")
-    start = _find_extensions(message, session_id_length)
+    legacy_version = _u16(message, _LEGACY_VERSION_AT)
+    start = _find_extensions(message)
     if start == len(message):  # RFC 5246 section 7.4.1.2: extensions are there if bytes follow the compression methods
         return ClientHello(NoServerName.NO_EXTENSIONS, legacy_version, (legacy_version,), (), False)
-    bodies = _locate_bodies(message, start)
-    return ClientHello(
-        _server_name(_body(message, bodies[_SERVER_NAME])) if _SERVER_NAME in bodies else NoServerName.NO_EXTENSION,
-        legacy_version,
-        _versions(_body(message, bodies[_SUPPORTED_VERSIONS])) if _SUPPORTED_VERSIONS in bodies else (legacy_version,),
-        _alpn(_body(message, bodies[_ALPN])) if _ALPN in bodies else (),
-        _ENCRYPTED_CLIENT_HELLO in bodies,
+    server_name, alpn, versions, ech = _locate_bodies(message, start)
+    return make(
+        ClientHello,
+        (
+            _server_name(_body(message, server_name)) if server_name else NoServerName.NO_EXTENSION,
+            legacy_version,
+            _versions(_body(message, versions)) if versions else (legacy_version,),
+            _alpn(_body(message, alpn)) if alpn else (),
+            ech > 0,
+        ),
     )
 
 
-def _find_extensions(message: bytes, session_id_length: int) -> int:
+def _find_extensions(message: bytes) -> int:
     """Where the extensions begin: past legacy_session_id, cipher_suites and compression_methods."""
+    session_id_length = message[_SESSION_ID_AT]
     if session_id_length > 32:  # RFC 8446 section 4.1.2: legacy_session_id<0..32>
         raise _malformed(f"the session id has {session_id_length} bytes, and 32 are the most")
-    at: int = _FIXED_FIELDS.size + session_id_length
-    (cipher_suites,) = _U16.unpack_from(message, at)
+    at = _SESSION_ID_AT + 1 + session_id_length
+    cipher_suites = _u16(message, at)
     if not cipher_suites or cipher_suites % 2:  # section 4.1.2: CipherSuite cipher_suites<2..2^16-2>, two bytes each
         raise _malformed(f"the cipher suites have {cipher_suites} bytes, and must have a positive even number")
     at += 2 + cipher_suites
-    compression_methods: int = message[at]
+    compression_methods = message[at]
     if not compression_methods:  # section 4.1.2: legacy_compression_methods<1..2^8-1>
         raise _malformed("the list of compression methods is empty")
     at += 1 + compression_methods
@@ -192,31 +201,42 @@ def _find_extensions(message: bytes, session_id_length: int) -> int:
     return at
 
 
-def _locate_bodies(message: bytes, start: int) -> dict[int, int]:
-    """Where each extension's body begins, by extension type; its length stands in the two bytes before.
+def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:
+    """Where the bodies of server_name, ALPN, supported_versions and encrypted_client_hello begin; 0 where one is not.
 
-    The hot loop of this file, as bare as it can be: a client sends a dozen extensions, an attacker 16,000.
+    The length of a body stands in the two bytes before it. The hot loop of this file, as bare as it can be: a client
+    sends a dozen extensions, an attacker 16,000.
     """
     end = len(message)
     at = start + 2
-    if at + _U16.unpack_from(message, start)[0] != end:
+    if at + _u16(message, start) != end:
         raise _malformed("the extensions do not end where the ClientHello does")
-    bodies: dict[int, int] = {}
-    unpack = _EXTENSION.unpack_from
+    server_name = alpn = versions = ech = 0
+    kinds: set[int] = set()
     while at < end:
-        kind, length = unpack(message, at)
-        if kind in bodies:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which one they take
+        kind = message[at] << 8 | message[at + 1]
+        length = message[at + 2] << 8 | message[at + 3]
+        seen = len(kinds)
+        kinds.add(kind)
+        if len(kinds) == seen:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which they take
             raise _duplicate(kind)
         at += 4
-        bodies[kind] = at
+        if kind == _SERVER_NAME:
+            server_name = at
+        elif kind == _ALPN:
+            alpn = at
+        elif kind == _SUPPORTED_VERSIONS:
+            versions = at
+        elif kind == _ENCRYPTED_CLIENT_HELLO:
+            ech = at
         at += length
     if at != end:
         raise _malformed("an extension reaches past the end of the ClientHello")
-    return bodies
+    return server_name, alpn, versions, ech
 
 
 def _body(message: bytes, at: int) -> bytes:
-    return message[at : at + _U16.unpack_from(message, at - 2)[0]]
+    return message[at : at + _u16(message, at - 2)]
 
 
 def _server_name(body: bytes) -> bytes:
@@ -225,14 +245,14 @@ def _server_name(body: bytes) -> bytes:
     OpenSSL takes a list of one host_name and refuses all else. So do we: no other name type was ever defined,
     and a reader that skips one and a reader that does not will disagree.
     """
-    if len(body) < _SERVER_NAME_LIST.size:
+    if len(body) < _NAME_AT:
         raise _malformed(f"the server_name extension has {len(body)} bytes, too few for a name")
-    list_length, name_type, name_length = _SERVER_NAME_LIST.unpack_from(body)
-    name = body[_SERVER_NAME_LIST.size :]
-    if list_length != len(body) - 2:
+    name_length = _u16(body, 3)
+    name = body[_NAME_AT:]
+    if _u16(body, 0) != len(body) - 2:
         raise _malformed("the server name list does not fill its extension")
-    if name_type != _HOST_NAME:
-        raise _malformed(f"the server name is of type {name_type}, and only host_name (0) exists")
+    if body[2] != _HOST_NAME:
+        raise _malformed(f"the server name is of type {body[2]}, and only host_name (0) exists")
     if name_length != len(name):
         raise _not_one_name(name, name_length)
     if not name:  # section 3: opaque HostName<1..2^16-1>
@@ -279,7 +299,7 @@ def _common_alpn(body: bytes) -> tuple[str, ...]:
 def _parse_alpn(body: bytes) -> tuple[str, ...]:
     """The protocols in an application_layer_protocol_negotiation extension (RFC 7301 section 3.1)."""
     end = len(body)
-    if _U16.unpack_from(body)[0] != end - 2 or end == 2:  # ProtocolName protocol_name_list<2..2^16-1>
+    if _u16(body, 0) != end - 2 or end == 2:  # ProtocolName protocol_name_list<2..2^16-1>
         raise _malformed("the ALPN extension is not a list of protocols")
     protocols = []
     at = 2
@@ -294,7 +314,7 @@ def _parse_alpn(body: bytes) -> tuple[str, ...]:
 
 def _is_grease_protocol(name: bytes) -> bool:
     """RFC 8701 section 2: the two-byte names 0A0A, 1A1A ... FAFA."""
-    return len(name) == 2 and _is_grease(_U16.unpack(name)[0])
+    return len(name) == 2 and _is_grease(_u16(name, 0))
 
 
 def _printable(name: bytes) -> str:
@@ -344,7 +364,7 @@ class ClientHelloReader:
 
     def feed(self, data: bytes | memoryview) -> ClientHello | NeedMore:
         """The ClientHello, once `data` completes it. Raises HelloError as soon as it cannot become one."""
-        if not self.received and (message := _whole_message(data, self._limit)):
+        if not self.received and (message := _whole_message(bytes(data), self._limit)):
             self.received = _RECORD_HEADER + len(message)
             return parse_client_hello(message)
         return self._assemble(memoryview(data))
@@ -411,25 +431,27 @@ def read_client_hello(data: bytes, limit: int = 65536) -> ClientHello | NeedMore
     return ClientHelloReader(limit).feed(data)
 
 
-def _whole_message(data: bytes | memoryview, limit: int) -> bytes:
+def _whole_message(data: bytes, limit: int) -> bytes:
     """The handshake message, if `data` begins with one record that holds a whole ClientHello; else no bytes.
 
     The fast path: nearly every hello is one record in one segment. It takes only what is right at a glance,
     and leaves all judging to the slow path. The one copy costs less than carrying an offset through the
     parser, and frees the caller's buffer.
     """
-    if len(data) < _FIRST_RECORD.size:
+    if len(data) < _RECORD_HEADER + _MESSAGE_HEADER:
         return b""
-    content_type, major, fragment, message_header = _FIRST_RECORD.unpack_from(data)
+    fragment = _u16(data, 3)
+    end = _RECORD_HEADER + fragment
     whole = (
-        content_type == _HANDSHAKE
-        and major == _MAJOR_VERSION
+        data[0] == _HANDSHAKE
+        and data[1] == _MAJOR_VERSION
         and fragment <= _MAX_FRAGMENT
-        and message_header == (_CLIENT_HELLO << 24) + fragment - _MESSAGE_HEADER
-        and _RECORD_HEADER + fragment <= len(data)
-        and _RECORD_HEADER + fragment <= limit
+        and data[5] == _CLIENT_HELLO
+        and data[6] << 16 | _u16(data, 7) == fragment - _MESSAGE_HEADER
+        and end <= len(data)
+        and end <= limit
     )
-    return bytes(data[_RECORD_HEADER : _RECORD_HEADER + fragment]) if whole else b""
+    return data[_RECORD_HEADER:end] if whole else b""
 
 
 def _check_first_record(header: bytearray) -> None:
@@ -468,7 +490,7 @@ def _check_later_record(header: bytearray) -> None:
 
 
 def _fragment_length(header: bytearray) -> int:
-    (length,) = _U16.unpack_from(header, 3)
+    length = header[3] << 8 | header[4]
     if not 0 < length <= _MAX_FRAGMENT:  # RFC 8446 section 5.1: no empty handshake fragments, 2^14 bytes at most
         raise _malformed(f"a handshake record of {length} bytes (1 to {_MAX_FRAGMENT} are allowed)")
-    return int(length)
+    return length

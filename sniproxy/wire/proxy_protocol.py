@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import takewhile
 from typing import Final, NamedTuple
 
+from sniproxy.quick import make
 from sniproxy.wire.crc32c import crc32c
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 
@@ -49,6 +50,7 @@ _V1_FAMILIES: Final[dict[bytes, _V1Family]] = {b"TCP4": IPv4Address, b"TCP6": IP
 
 _V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _V2_FIXED = struct.Struct("!BBH")  # behind the signature: version and command, family and protocol, length
+_V2_FIXED_AT: Final = 12
 _V2_ADDRESSES_AT: Final = 16
 _V2_LOCAL: Final = 0x20
 _V2_PROXY: Final = 0x21
@@ -58,12 +60,8 @@ _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 _UNIX_STREAM: Final = 0x31
 _DATAGRAMS: Final = frozenset({0x12, 0x22, 0x32})
-_LAYOUTS: Final = {  # of the address blocks
-    _UNSPEC: struct.Struct(""),
-    _TCP4: struct.Struct("!4s4sHH"),
-    _TCP6: struct.Struct("!16s16sHH"),
-    _UNIX_STREAM: struct.Struct("108x108x"),  # two paths, of no use here
-}
+_IP_SIZES: Final = {_TCP4: 4, _TCP6: 16}  # each of two addresses; a port of two bytes each comes behind them
+_UNIX_PATHS: Final = 2 * 108  # of no use here
 
 _TLV = struct.Struct("!BH")
 _SSL = struct.Struct("!BI")  # client, verify
@@ -96,7 +94,6 @@ class Tlv(NamedTuple):
 
 
 _Address = SocketAddress | NoAddress
-_WITHOUT_ADDRESS: Final = {_UNSPEC: NoAddress.UNKNOWN, _UNIX_STREAM: NoAddress.UNIX}
 
 
 class ProxyHeader(NamedTuple):
@@ -157,10 +154,10 @@ def read_proxy_header(data: bytes) -> ProxyHeader | NeedMore:
 def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
     if len(data) < _V2_ADDRESSES_AT:
         return NEED_MORE
-    version_and_command, family, length = _V2_FIXED.unpack_from(data, len(_V2_SIGNATURE))
-    if version_and_command not in (_V2_LOCAL, _V2_PROXY):
+    version_and_command, family = data[_V2_FIXED_AT], data[_V2_FIXED_AT + 1]
+    if version_and_command not in (_V2_PROXY, _V2_LOCAL):
         raise ProxyHeaderError(f"unknown PROXY protocol version and command 0x{version_and_command:02x}")
-    size = _V2_ADDRESSES_AT + length
+    size = _V2_ADDRESSES_AT + _u16(data, _V2_FIXED_AT + 2)
     if size > MAX_HEADER:
         raise ProxyHeaderError(f"the PROXY header has {size} bytes, and {MAX_HEADER} are the most")
     if len(data) < size:
@@ -169,23 +166,29 @@ def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
         return ProxyHeader(size, 2, True, NoAddress.LOCAL, NoAddress.LOCAL, ())
     header = data[:size]
     source, destination, tlvs_at = _read_addresses(header, family)
-    return ProxyHeader(size, 2, False, source, destination, _read_tlvs(header, tlvs_at))
+    return make(ProxyHeader, (size, 2, False, source, destination, _read_tlvs(header, tlvs_at)))
+
+
+def _u16(data: bytes, at: int) -> int:
+    return data[at] << 8 | data[at + 1]
 
 
 def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int]:
     """Source, destination, and where the TLVs begin."""
-    layout = _LAYOUTS.get(family)
-    if layout is None:
+    if family == _UNSPEC:
+        return NoAddress.UNKNOWN, NoAddress.UNKNOWN, _V2_ADDRESSES_AT
+    size = _IP_SIZES.get(family)
+    if size is None and family != _UNIX_STREAM:
         raise _unknown_family(family)
-    end = _V2_ADDRESSES_AT + layout.size
+    end = _V2_ADDRESSES_AT + (_UNIX_PATHS if size is None else 2 * size + 4)
     if len(header) < end:
         raise ProxyHeaderError("the PROXY header is too short for its addresses")
-    if family in _WITHOUT_ADDRESS:
-        return _WITHOUT_ADDRESS[family], _WITHOUT_ADDRESS[family], end
-    source, destination, source_port, destination_port = layout.unpack_from(header, _V2_ADDRESSES_AT)
+    if size is None:
+        return NoAddress.UNIX, NoAddress.UNIX, end
+    middle = _V2_ADDRESSES_AT + size
     return (
-        SocketAddress(_address_text(source), source_port),
-        SocketAddress(_address_text(destination), destination_port),
+        make(SocketAddress, (_address_text(header[_V2_ADDRESSES_AT:middle]), _u16(header, end - 4))),
+        make(SocketAddress, (_address_text(header[middle : end - 4]), _u16(header, end - 2))),
         end,
     )
 
@@ -295,12 +298,13 @@ def _encode_addresses(source: SocketAddress | NoAddress, destination: SocketAddr
     if isinstance(source, NoAddress) or isinstance(destination, NoAddress):
         if source is not destination:
             raise ValueError(f"one address without the other: {source}, {destination}")
-        return (_UNIX_STREAM, bytes(_LAYOUTS[_UNIX_STREAM].size)) if source is NoAddress.UNIX else (_UNSPEC, b"")
+        return (_UNIX_STREAM, bytes(_UNIX_PATHS)) if source is NoAddress.UNIX else (_UNSPEC, b"")
     source_ip, destination_ip = ip_address(source.ip), ip_address(destination.ip)
     if source_ip.version != destination_ip.version:
         raise ValueError(f"addresses of two families: {source.ip}, {destination.ip}")
     family = _TCP4 if source_ip.version == 4 else _TCP6
-    return family, _LAYOUTS[family].pack(source_ip.packed, destination_ip.packed, source.port, destination.port)
+    ports = struct.pack("!HH", source.port, destination.port)
+    return family, source_ip.packed + destination_ip.packed + ports
 
 
 def encode_tlvs(tlvs: Iterable[Tlv]) -> bytes:

@@ -122,7 +122,7 @@ def test_a_duration_is_counted_in_the_first_bucket_that_holds_it(board: Scoreboa
     """A bound belongs to its bucket, and what is past every bound to the last."""
     bounds = HELLO_SECONDS.buckets
     for seconds in (0.0, bounds[0], bounds[0] * 1.01, bounds[-1], bounds[-1] * 2):
-        meter.hello_seconds(seconds)
+        meter.hello_seconds.observe(seconds)
     histogram = sample(board, HELLO_SECONDS)
     counts = dict(zip((*bounds, float("inf")), histogram.bucket_counts, strict=True))
     assert {bound: count for bound, count in counts.items() if count} == {
@@ -135,10 +135,10 @@ def test_a_duration_is_counted_in_the_first_bucket_that_holds_it(board: Scoreboa
 
 
 def test_each_histogram_has_slots_of_its_own(board: Scoreboard, meter: Meter) -> None:
-    meter.hello_seconds(1.0)
-    meter.dns_seconds(2.0)
-    meter.dns_seconds(2.0)
-    meter.connection_seconds(1e6)
+    meter.hello_seconds.observe(1.0)
+    meter.dns_seconds.observe(2.0)
+    meter.dns_seconds.observe(2.0)
+    meter.connection_seconds.observe(1e6)
     told = {metric: sample(board, metric) for metric in (HELLO_SECONDS, DNS_SECONDS, CONNECTION_SECONDS)}
     assert [(sum(it.bucket_counts), it.total) for it in told.values()] == [(1.0, 1.0), (2.0, 4.0), (1.0, 1e6)]
 
@@ -148,7 +148,7 @@ def test_all_workers_are_summed(board: Scoreboard) -> None:
         meter = Meter(row)
         meter.accepted()
         meter.ended(Reason.RULE, "p", "r")
-        meter.connect_seconds(1.0)
+        meter.connect_seconds.observe(1.0)
     assert series(board, ACCEPTED) == {"": 2.0}
     assert ended(board) == {"denied": {"rule": 2.0}, "failed": {}, "closed": {}}
 

@@ -12,7 +12,7 @@ def exposition() -> Exposition:
     board = new_scoreboard(1)
     meter = Meter(board.workers[0])
     meter.accepted()
-    meter.hello_seconds(0.002)
+    meter.hello_seconds.observe(0.002)
     meter.ended(Reason.RULE, "p.yaml", 'say "no"')
     return Exposition(board)
 

@@ -103,9 +103,9 @@ async def test_counters_are_the_sums_over_all_workers(client: Client, meters: li
 
 
 async def test_buckets_of_a_histogram_count_everything_up_to_their_bound(client: Client, meters: list[Meter]) -> None:
-    meters[0].hello_seconds(0.0004)
-    meters[1].hello_seconds(0.002)
-    meters[1].hello_seconds(99.0)
+    meters[0].hello_seconds.observe(0.0004)
+    meters[1].hello_seconds.observe(0.002)
+    meters[1].hello_seconds.observe(99.0)
     told = await series(client)
     name = "sniproxy_client_hello_seconds"
     bounds = ("0.0005", "0.001", "0.0025", "10.0", "+Inf")
