@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo run test lint types unit e2e peers compiled test-compiled soak bench clean
+.PHONY: help demo run test lint types unit e2e peers compiled test-compiled soak soak-logs fuzz bench bench-guard bench-plots clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,11 +54,39 @@ compiled: $(COMPILED) ## the package with its hot path compiled, in build/compil
 test-compiled: $(COMPILED) peers ## the end-to-end tests against the compiled package
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
 
-soak: $(STAMP) ## long tests: fuzzing and load for minutes
-	$(BIN)/python -m pytest -m soak -o addopts='-ra --strict-markers' $(PYTEST_ARGS)
+soak: $(STAMP) ## everything at once for SOAK_SECONDS (1800), and the longer variants of other tests
+	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS) tests/soak/test_soak.py
+	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS) --ignore tests/soak --ignore tests/e2e/test_image.py tests
+
+soak-logs: $(STAMP) ## sick logs for SOAK_SECONDS (600): a slow reader and a full disk; wants root
+	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS) tests/soak/test_soak_logs.py
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
+FUZZ_STAMP := $(VENV)/.fuzz
+
+$(FUZZ_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[fuzz]'
+	@touch $@
+
+fuzz: $(FUZZ_STAMP) ## every parser under atheris, for FUZZ_SECONDS each (60)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m tests.fuzz $(FUZZ_TARGETS)
+
+BENCH_ARGS ?=
+PLOTS_STAMP := $(VENV)/.plots
 
 bench: $(STAMP) $(COMPILED) ## side by side with nginx, HAProxy and Envoy
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-guard: $(STAMP) $(COMPILED) ## fail if a ratio to nginx has grown by more than 15 %
+	$(BIN)/python -m bench --guard $(BENCH_ARGS)
+
+$(PLOTS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	@touch $@
+
+bench-plots: $(PLOTS_STAMP) ## draw bench/plots from the newest committed results
+	$(BIN)/python -m bench.plots $(BENCH_ARGS)
 
 clean: ## remove what the build made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/build

@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
+import resource
 import signal
 import sys
 import time
@@ -12,18 +14,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench import guard
 from bench.processes import Cores, is_root
 from bench.proxies import DEFAULT_PEERS, RECIPES, ProxyError, Recipe, started
-from bench.report import Results, as_json, table
+from bench.report import Results, as_json, table, tally
+from bench.sample import FULL, QUICK, Sample, Scale, Workload
 from bench.stage import HERE, MissingToolError, Stage, staged
-from bench.workloads import DEFAULT_WORKLOADS, FULL, QUICK, WORKLOADS, Sample, Scale, Workload
+from bench.workloads import DEFAULT_WORKLOADS, WORKLOADS
+
+QUICK_PEERS = ("nginx", "sniproxy")
 
 
 def main() -> int:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the proxies stop too
     scale = _scale(arguments)
-    programs = _find(arguments.peers)
+    committed = guard.committed_ratios() if arguments.guard else {}
+    if arguments.guard and not committed:
+        print(
+            "bench: no results are committed to compare with: git add --force bench/results/<time>.json",
+            file=sys.stderr,
+        )
+        return 1
+    programs = _find(arguments.peers or (QUICK_PEERS if arguments.quick or arguments.guard else DEFAULT_PEERS))
     if not programs:
         print("bench: none of the proxies is installed", file=sys.stderr)
         return 1
@@ -34,19 +47,30 @@ def main() -> int:
     except MissingToolError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    path = _save(arguments.json, as_json(results, about | {"failures": failures}))
-    print(f"\n{_headline(about)}\n\n{table(results)}\n\nAll samples: {path}")
+    report = f"{_headline(about)}\n\n{table(results)}\n\n{tally(results)}.\n"
+    path = _save(arguments.json, as_json(results, about | {"failures": failures}), report)
+    print(f"\n{report}\nAll samples: {path}")
+    if arguments.guard:
+        judgements = guard.judge(results, committed)
+        print("\n" + "\n".join(map(str, judgements)))
+        return 1 if failures else guard.exit_status(judgements)
     return 1 if failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="less work and fewer rounds: a minute for two peers")
-    parser.add_argument("--peers", type=_names(RECIPES), default=DEFAULT_PEERS, help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--quick", action="store_true", help="less work, one round, and no other peer than nginx")
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help=f"nginx and sniproxy, and fail if a ratio is more than {guard.GROWTH:.0%} above the committed one",
+    )
+    parser.add_argument("--peers", type=_names(RECIPES), help=f"of {', '.join(RECIPES)}")
     parser.add_argument(
         "--workloads", type=_names(WORKLOADS), default=DEFAULT_WORKLOADS, help=f"of {', '.join(WORKLOADS)}"
     )
-    parser.add_argument("--rounds", type=_positive, help=f"default {FULL.rounds}, with --quick {QUICK.rounds}")
+    rounds = f"default {FULL.rounds}, with --quick {QUICK.rounds}, with --guard {guard.ROUNDS}"
+    parser.add_argument("--rounds", type=_positive, help=rounds)
     parser.add_argument("--rate", type=_positive, help=f"connections a second for latency, default {FULL.rate}")
     parser.add_argument(
         "--proxy-protocol",
@@ -54,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="a PROXY v2 header with a principal before each hello, for all proxies alike (default)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default bench/results/<time>.json")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="default bench/results/<time>.json; the table is beside it"
+    )
     return parser
 
 
@@ -77,8 +103,16 @@ def _positive(text: str) -> int:
 
 
 def _scale(arguments: argparse.Namespace) -> Scale:
-    scale = QUICK if arguments.quick else FULL
-    return dataclasses.replace(scale, rounds=arguments.rounds or scale.rounds, rate=arguments.rate or scale.rate)
+    wanted = QUICK if arguments.quick else FULL
+    rounds = arguments.rounds or (guard.ROUNDS if arguments.guard else wanted.rounds)
+    wanted = dataclasses.replace(wanted, rounds=rounds, rate=arguments.rate or wanted.rate)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # of this process, and so of all that it starts
+    scale = wanted.within(hard) if hard != resource.RLIM_INFINITY else wanted
+    if scale != wanted:
+        _say(f"{hard:,} descriptors are too few for {wanted.idle:,} connections (ulimit -n): {scale.idle:,} it is")
+    return scale
 
 
 def _find(peers: tuple[str, ...]) -> dict[str, Path]:
@@ -102,6 +136,8 @@ def _run(
     for number in range(1, scale.rounds + 1):
         for name in workloads:
             for peer, program in programs.items():
+                if WORKLOADS[name].ours and not RECIPES[peer].ours:
+                    continue
                 began = time.monotonic()
                 sample = _undisturbed_sample(stage, RECIPES[peer], program, WORKLOADS[name], scale, failures)
                 results.add(name, peer, sample)
@@ -123,8 +159,7 @@ def _sample(
     stage: Stage, recipe: Recipe, program: Path, workload: Workload, scale: Scale, failures: list[str]
 ) -> Sample | None:
     try:
-        with started(recipe, program, stage) as proxy:
-            return workload.run(proxy, scale)
+        return workload.run(functools.partial(started, recipe, program, stage), scale)
     except ProxyError as error:
         failures.append(f"{workload.name}: {error}")
         _say(failures[-1])
@@ -144,6 +179,7 @@ def _about(arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path
         "kernel": platform.release(),
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
         "cores": dataclasses.asdict(cores),
         "python": platform.python_version(),
         "unprivileged": not is_root() or "started by root, run as nobody",
@@ -154,12 +190,14 @@ def _about(arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path
 
 
 def _headline(about: dict[str, Any]) -> str:
+    rounds, rate, seconds = (about["scale"][key] for key in ("rounds", "rate", "latency_seconds"))
+    paced = rounds * rate * seconds
     header = "a PROXY v2 header" if about["proxy_protocol"] else "no PROXY header"
     versions = ", ".join(f"{RECIPES[peer].title} {version}" for peer, version in about["versions"].items())
     return (
         f"{versions}.\n"
         f"{about['cpu']}, {about['cpus']} cores, Linux {about['kernel']}, Python {about['python']}; {header}; "
-        f"{about['scale']['rounds']} rounds, latency at {about['scale']['rate']} connections a second.\n"
+        f"Rounds: {rounds}; latency at {rate:,} connections a second, {paced:,} in all.\n"
         "Cells: median (least-greatest) **ratio to nginx**; lower is better."
     )
 
@@ -169,12 +207,13 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
 
 
-def _save(path: Path | None, document: dict[str, Any]) -> Path:
+def _save(path: Path | None, document: dict[str, Any], report: str) -> Path:
     if path is None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         path = HERE / "results" / f"{stamp}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
+    path.with_suffix(".md").write_text(report)
     return path
 
 

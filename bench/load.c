@@ -2,7 +2,8 @@
  * load: the client in front of the proxy under test, and its clock.
  *
  *     load --target HOST:PORT --hellos FILE --count N --expect BYTES [--concurrency C | --rate R]
- *          [--upload BYTES] [--pings K] [--ping-bytes P] [--hold] [--sources S] [--timeout SECONDS]
+ *          [--upload BYTES] [--pings K] [--ping-bytes P] [--hold [--words W --word-rate V --speakers U]] [--refused]
+ *          [--sources S] [--timeout SECONDS]
  *
  * One epoll loop, no TLS. A connection connects, sends one of the canned hellos (and --upload bytes after it),
  * reads exactly --expect bytes, and then
@@ -10,6 +11,12 @@
  *     waits for the proxy's FIN and closes     (the default: the origin ends the connection first), or
  *     makes K round trips of P bytes, closes   (--pings: the samples are round trips, not connections), or
  *     stays open until standard input ends     (--hold: prints "held N" once all are open).
+ *
+ * While connections are held, each line on standard input lets U of them, evenly picked, speak: W round trips of P
+ * bytes in all, V a second, one after another; then it prints "spoke N". The samples are those of the last time.
+ *
+ * With --refused a connection is ok only if the proxy ends it, by FIN or by RST, and sends nothing but at most a TLS
+ * alert.
  *
  * With --concurrency the loop is closed: a new connection starts when one ends. With --rate it is open:
  * connections are due R a second, at random (exponential gaps, from a fixed seed), whether or not earlier ones
@@ -32,6 +39,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +54,7 @@
 #endif
 
 enum { EVENTS = 256, BUFFER = 256 * 1024, MAX_HELLOS = 64, OPEN_LOOP_SLOTS = 4096 };
+enum { ALERT = 0x15, ALERT_BYTES = 7, WORD_TIMEOUT_MS = 5000 };
 
 enum error { E_CONNECT, E_SEND, E_RESET, E_SHORT, E_LONG, E_WRONG, E_TIMEOUT, E_KINDS };
 static const char *const error_names[E_KINDS] = {
@@ -71,10 +80,10 @@ struct hello {
 
 static struct {
     struct sockaddr_in target;
-    uint64_t count, concurrency, expect, upload, pings, ping_bytes, sources, timeout;
-    double rate;
-    int hold;
-} want = {.concurrency = 1, .ping_bytes = 256, .sources = 1, .timeout = 60};
+    uint64_t count, concurrency, expect, upload, pings, ping_bytes, words, speakers, sources, timeout;
+    double rate, word_rate;
+    int hold, refused;
+} want = {.concurrency = 1, .ping_bytes = 256, .speakers = 1, .sources = 1, .timeout = 60, .word_rate = 1};
 
 static struct hello hellos[MAX_HELLOS];
 static size_t hello_count;
@@ -138,29 +147,33 @@ static void succeed(struct connection *c)
     release(c);
 }
 
-/* Sends what is left of the hello and the upload. Returns 0 when the connection failed. */
+/* The proxy ended the connection without an orderly end. */
+static void broke(struct connection *c, enum error kind)
+{
+    if (want.refused && (errno == ECONNRESET || errno == EPIPE))
+        succeed(c);
+    else
+        fail(c, errno == ECONNREFUSED ? E_CONNECT : kind);
+}
+
+/* Sends what is left of the hello, or a buffer of what is left of the upload: reading has its turn between two of them.
+ * Returns 0 when the connection is over. */
 static int flush(struct connection *c)
 {
-    while (c->hello_sent < c->hello->length || c->upload_left > 0) {
-        int in_hello = c->hello_sent < c->hello->length;
-        const char *from = in_hello ? c->hello->bytes + c->hello_sent : pattern;
-        size_t size = in_hello ? c->hello->length - c->hello_sent
-                               : (c->upload_left < BUFFER ? c->upload_left : BUFFER);
-        ssize_t n = send(c->fd, from, size, MSG_NOSIGNAL);
-        if (n < 0) {
-            if (errno == EAGAIN) {
-                watch(c, EPOLLIN | EPOLLOUT);
-                return 1;
-            }
-            fail(c, E_SEND);
-            return 0;
-        }
-        if (in_hello)
-            c->hello_sent += (size_t)n;
-        else
-            c->upload_left -= (uint64_t)n;
+    int in_hello = c->hello_sent < c->hello->length;
+    const char *from = in_hello ? c->hello->bytes + c->hello_sent : pattern;
+    size_t size = in_hello ? c->hello->length - c->hello_sent : (c->upload_left < BUFFER ? c->upload_left : BUFFER);
+    ssize_t n = size > 0 ? send(c->fd, from, size, MSG_NOSIGNAL) : 0;
+
+    if (n < 0 && errno != EAGAIN) {
+        broke(c, E_SEND);
+        return 0;
     }
-    watch(c, EPOLLIN);
+    if (n > 0 && in_hello)
+        c->hello_sent += (size_t)n;
+    else if (n > 0)
+        c->upload_left -= (uint64_t)n;
+    watch(c, c->hello_sent < c->hello->length || c->upload_left > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
     return 1;
 }
 
@@ -191,7 +204,7 @@ static void pong(struct connection *c, uint64_t n)
 
 static void ended(struct connection *c)
 {
-    if (c->received == want.expect && !want.hold && want.pings == 0)
+    if (c->received == want.expect && c->upload_left == 0 && !want.hold && want.pings == 0)
         succeed(c);
     else
         fail(c, E_SHORT);
@@ -219,6 +232,13 @@ static void took(struct connection *c, uint64_t n)
         ping(c);
 }
 
+/* Bytes that are no answer, where a refusal is expected. */
+static void took_alert(struct connection *c, ssize_t n)
+{
+    if (n > ALERT_BYTES || scratch[0] != ALERT)
+        fail(c, E_WRONG);
+}
+
 /* One read an event: what is left in the socket brings the next event, and most often nothing is. */
 static void readable(struct connection *c)
 {
@@ -229,7 +249,9 @@ static void readable(struct connection *c)
     if (n == 0)
         ended(c);
     else if (n < 0 && errno != EAGAIN)
-        fail(c, errno == ECONNREFUSED ? E_CONNECT : E_RESET);
+        broke(c, E_RESET);
+    else if (n > 0 && want.refused)
+        took_alert(c, n);
     else if (n > 0 && want.pings > 0 && !in_answer)
         pong(c, (uint64_t)n);
     else if (n > 0)
@@ -345,6 +367,37 @@ static double run(void)
     return (double)(now_ns() - begin) / 1e9;
 }
 
+/* One round trip on a connection that is held. Returns whether all of it came. */
+static int word(struct connection *c)
+{
+    uint64_t since = now_ns(), came = 0;
+    if (c->fd < 0 || send(c->fd, pattern, want.ping_bytes, MSG_NOSIGNAL) != (ssize_t)want.ping_bytes)
+        return 0;
+    while (came < want.ping_bytes) {
+        struct pollfd readable = {.fd = c->fd, .events = POLLIN};
+        ssize_t n = poll(&readable, 1, WORD_TIMEOUT_MS) == 1 ? recv(c->fd, scratch, want.ping_bytes - came, 0) : 0;
+        if (n <= 0)
+            return 0;
+        came += (uint64_t)n;
+    }
+    samples[sample_count++] = now_ns() - since;
+    return 1;
+}
+
+static void speak(void)
+{
+    uint64_t begin = now_ns(), spoke = 0;
+    sample_count = 0;
+    for (uint64_t i = 0; i < want.words; i++) {
+        uint64_t due = begin + (uint64_t)((double)i * 1e9 / want.word_rate);
+        struct timespec when = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL);
+        spoke += (uint64_t)word(&slots[i % want.speakers * (slot_count / want.speakers)]);
+    }
+    printf("spoke %" PRIu64 "\n", spoke);
+    fflush(stdout);
+}
+
 /* Keeps the connections until standard input ends, then closes those that are still whole. */
 static void hold_open(void)
 {
@@ -352,7 +405,7 @@ static void hold_open(void)
     printf("held %" PRIu64 "\n", held);
     fflush(stdout);
     while (read(STDIN_FILENO, &byte, 1) > 0)
-        ;
+        speak();
     for (size_t i = 0; i < slot_count; i++) {
         struct connection *c = &slots[i];
         if (c->fd < 0)
@@ -402,6 +455,8 @@ static void parse(int argc, char **argv)
         {"concurrency", 1, NULL, 'c'}, {"rate", 1, NULL, 'r'},    {"expect", 1, NULL, 'e'},
         {"upload", 1, NULL, 'u'},     {"pings", 1, NULL, 'p'},   {"ping-bytes", 1, NULL, 'b'},
         {"hold", 0, NULL, 'h'},       {"sources", 1, NULL, 's'}, {"timeout", 1, NULL, 'w'},
+        {"words", 1, NULL, 'W'},      {"word-rate", 1, NULL, 'V'}, {"speakers", 1, NULL, 'U'},
+        {"refused", 0, NULL, 'x'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -418,13 +473,18 @@ static void parse(int argc, char **argv)
         case 'p': want.pings = number; break;
         case 'b': want.ping_bytes = number; break;
         case 'h': want.hold = 1; break;
+        case 'x': want.refused = 1; break;
+        case 'W': want.words = number; break;
+        case 'V': want.word_rate = strtod(optarg, NULL); break;
+        case 'U': want.speakers = number; break;
         case 's': want.sources = number; break;
         case 'w': want.timeout = number; break;
         default: exit(2);
         }
     }
-    if (!want.target.sin_port || !hello_count || !want.count || !want.concurrency || !want.sources) {
-        fprintf(stderr, "load: --target, --hellos and --count are needed\n");
+    if (!want.target.sin_port || !hello_count || !want.count || !want.concurrency || !want.sources || !want.speakers ||
+        (want.hold && want.speakers > want.count) || want.word_rate <= 0 || want.ping_bytes > BUFFER) {
+        fprintf(stderr, "load: --target, --hellos and --count are needed, and numbers that make sense\n");
         exit(2);
     }
 }
@@ -434,7 +494,7 @@ static void allocate(void)
     slot_count = want.hold ? want.count : want.rate > 0 ? OPEN_LOOP_SLOTS : want.concurrency;
     slots = calloc(slot_count, sizeof *slots);
     free_slots = calloc(slot_count, sizeof *free_slots);
-    samples = calloc(want.pings > 0 ? want.count * want.pings : want.count, sizeof *samples);
+    samples = calloc(want.pings > 0 ? want.count * want.pings : want.count + want.words, sizeof *samples);
     if (!slots || !free_slots || !samples)
         die("calloc");
     for (size_t i = slot_count; i-- > 0;) {

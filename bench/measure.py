@@ -20,7 +20,7 @@ figures with those of a network card.
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,43 +158,51 @@ class Usage:
 
 
 @contextlib.contextmanager
-def metered(root: int, *, proxy_core: int, load_core: int) -> Iterator[Usage]:
-    """Meter the tree and both cores over a block of work.
+def metered(root: int, *, proxy_cores: Sequence[int], load_core: int) -> Iterator[Usage]:
+    """Meter the tree and the cores over a block of work.
 
-    The shares are of the time that the block took. The tree's CPU is read again once it has settled, so that
-    work that the proxy puts off (a log written once a second) is charged to the connections that caused it.
+    The shares are of the time that the block took. What is foreign on the proxy's cores is all that is not its own;
+    where the load's core is among them, all that is not of some process that this one has started. The tree's CPU is
+    read again once it has settled, so that work that the proxy puts off (a log written once a second) is charged to
+    the connections that caused it.
     """
     usage = Usage()
     settle(root)
-    softirq = _ksoftirqd(proxy_core)
+    softirq = _ksoftirqd(proxy_cores)
+    owner = os.getpid() if load_core in proxy_cores and len(proxy_cores) > 1 else root
+    owner_before = cpu(owner).total
     started, cpu_before, deferred_before = time.monotonic(), cpu(root), _deferred(softirq)
-    proxy_idle, load_idle = _idle(proxy_core), _idle(load_core)
+    proxy_idle, load_idle = _idle(proxy_cores), _idle([load_core])
     yield usage
     seconds = time.monotonic() - started
     usage.deferred = _deferred(softirq) - deferred_before
-    own = cpu(root).total - cpu_before.total + usage.deferred
-    usage.load_core_busy = _share(seconds - (_idle(load_core) - load_idle), seconds)
-    usage.proxy_core_busy = _share(seconds - (_idle(proxy_core) - proxy_idle), seconds)
-    usage.foreign_share = max(0.0, usage.proxy_core_busy - own / seconds)
+    own = cpu(owner).total - owner_before + usage.deferred
+    usage.load_core_busy = _share(seconds - (_idle([load_core]) - load_idle), seconds)
+    usage.proxy_core_busy = _share(seconds - (_idle(proxy_cores) - proxy_idle), seconds)
+    usage.foreign_share = max(0.0, usage.proxy_core_busy - own / seconds / len(proxy_cores))
     settle(root)
     usage.cpu = cpu(root) - cpu_before
 
 
-def _ksoftirqd(core: int) -> int | None:
-    """The thread that does the core's deferred packet work; None where a container cannot see it."""
+def _ksoftirqd(cores: Sequence[int]) -> list[int]:
+    """The threads that do the cores' deferred packet work; none where a container cannot see them."""
+    names = {f"ksoftirqd/{core}" for core in cores}
+    found = []
     for entry in _PROC.iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == f"ksoftirqd/{core}":
-                return int(entry.name)
-    return None
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() in names:
+                found.append(int(entry.name))
+    return found
 
 
-def _deferred(ksoftirqd: int | None) -> float:
-    return 0.0 if ksoftirqd is None else _clock(ksoftirqd)
+def _deferred(ksoftirqd: Iterable[int]) -> float:
+    return sum(map(_clock, ksoftirqd), 0.0)
 
 
-def _idle(core: int) -> float:
-    return parse_core_idle((_PROC / "stat").read_text(), core)
+def _idle(cores: Sequence[int]) -> float:
+    """On average of the cores."""
+    text = (_PROC / "stat").read_text()
+    return sum(parse_core_idle(text, core) for core in cores) / len(cores)
 
 
 def _share(part: float, whole: float) -> float:

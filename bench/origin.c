@@ -7,9 +7,9 @@
  * listens on has a script: read EXPECT bytes (the ClientHello, and an upload after it), send SEND bytes, and
  * then END:
  *
- *     close  send FIN, wait for the proxy's FIN, close: the origin ends the connection first
- *     hold   keep the connection open until the proxy ends it
- *     echo   send back whatever comes, until the proxy ends it
+ *     close   send FIN, wait for the proxy's FIN, close: the origin ends the connection first
+ *     duplex  the same, but while it sends it takes as many bytes as it sends, and its FIN waits for the last of them
+ *     echo    send back whatever comes, until the proxy ends it
  *
  * A script a listening address lets one port serve every workload, so that a proxy needs one config: the name
  * in the ClientHello chooses the address, and the address chooses the script.
@@ -29,7 +29,7 @@
 #include <unistd.h>
 
 enum { BACKLOG = 4096, EVENTS = 256, BUFFER = 256 * 1024 };
-enum end { END_CLOSE, END_HOLD, END_ECHO };
+enum end { END_CLOSE, END_DUPLEX, END_ECHO };
 
 /* What epoll hands back: a listener (its script is the one it gives to those it accepts) or a connection. */
 struct endpoint {
@@ -39,6 +39,7 @@ struct endpoint {
     enum end end;
     uint64_t expect; /* bytes still to be read before the answer */
     uint64_t send;   /* bytes of the answer still to be sent */
+    uint64_t take;   /* duplex: bytes still to come meanwhile */
     int finished;    /* our FIN is out */
 };
 
@@ -68,22 +69,20 @@ static void drop(struct endpoint *e)
     free(e);
 }
 
-/* Sends what the script still owes. Returns 0 when the connection broke. */
+/* Sends what the script still owes, a buffer a turn, so that reading has its turn too. Returns 0 when the connection
+ * broke. */
 static int answer(struct endpoint *e)
 {
-    while (e->send > 0) {
+    if (e->send > 0) {
         size_t want = e->send < BUFFER ? e->send : BUFFER;
         ssize_t n = send(e->fd, reply, want, MSG_NOSIGNAL);
-        if (n < 0) {
-            if (errno != EAGAIN)
-                return 0;
-            watch(e, EPOLLIN | EPOLLOUT);
-            return 1;
-        }
-        e->send -= (uint64_t)n;
+        if (n < 0 && errno != EAGAIN)
+            return 0;
+        if (n > 0)
+            e->send -= (uint64_t)n;
     }
-    watch(e, EPOLLIN);
-    if (e->end == END_CLOSE && !e->finished) {
+    watch(e, e->send > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    if (e->end != END_ECHO && e->send == 0 && e->take == 0 && !e->finished) {
         shutdown(e->fd, SHUT_WR);
         e->finished = 1;
     }
@@ -103,10 +102,15 @@ static int readable(struct endpoint *e)
         return errno == EAGAIN;
     if (n == 0)
         return 0;
-    if (e->expect == 0)
-        return e->end == END_ECHO ? echo(e, n) : 1;
-    e->expect = (uint64_t)n < e->expect ? e->expect - (uint64_t)n : 0;
-    return e->expect > 0 || answer(e);
+    if (e->expect == 0 && e->end == END_ECHO)
+        return echo(e, n);
+    /* What comes behind the hello, perhaps in one read with it, is what duplex waits for. */
+    uint64_t came = (uint64_t)n, of_hello = came < e->expect ? came : e->expect;
+    int owes = e->expect > 0 || e->take > 0;
+    e->expect -= of_hello;
+    came -= of_hello;
+    e->take -= came < e->take ? came : e->take;
+    return !owes || e->expect > 0 || answer(e);
 }
 
 static void serve(struct endpoint *e, uint32_t events)
@@ -140,8 +144,8 @@ static enum end parse_end(const char *word)
 {
     if (strcmp(word, "close") == 0)
         return END_CLOSE;
-    if (strcmp(word, "hold") == 0)
-        return END_HOLD;
+    if (strcmp(word, "duplex") == 0)
+        return END_DUPLEX;
     if (strcmp(word, "echo") == 0)
         return END_ECHO;
     fprintf(stderr, "origin: no such end: %s\n", word);
@@ -163,6 +167,7 @@ static void listen_at(int port, const char *script)
         exit(2);
     }
     e->end = parse_end(end);
+    e->take = e->end == END_DUPLEX ? e->send : 0;
     e->listening = 1;
     e->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(e->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);

@@ -16,7 +16,7 @@ import pwd
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,6 +43,11 @@ class Cores:
     @property
     def apart(self) -> bool:
         return self.proxy != self.load
+
+    @property
+    def both(self) -> tuple[int, ...]:
+        """For a proxy of several workers, which then share a core with the load."""
+        return tuple(sorted({self.proxy, self.load}))
 
 
 def is_root() -> bool:
@@ -74,8 +79,8 @@ def as_unprivileged(argv: list[str], *, reads: tuple[Path, ...] = ()) -> list[st
     return [*command, *argv]
 
 
-def on_core(core: int, argv: list[str]) -> list[str]:
-    return ["taskset", "--cpu-list", str(core), *argv]
+def on_cores(cores: Sequence[int], argv: list[str]) -> list[str]:
+    return ["taskset", "--cpu-list", ",".join(map(str, cores)), *argv]
 
 
 @contextlib.contextmanager

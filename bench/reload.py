@@ -2,21 +2,23 @@
 
 The proxy has one core to itself, which its reader has to share; everything else is on the other. A round loads the same
 rate twice: with nothing going on, and for as long as a reload takes. What counts is the ratio of the p99s in one round.
+
+`python -m bench --workloads reload` makes one round a sample of it, and keeps it with the others.
 """
 
 import argparse
 import itertools
-import re
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+from bench.admin import gauge, scrape
 from bench.processes import Cores
-from bench.proxies import RECIPES, Proxy, started
-from bench.stage import SHORT_NAMES, Load, MissingToolError, Sizes, staged
+from bench.proxies import RECIPES, Proxy, ProxyError, started
+from bench.stage import SHORT_NAMES, Load, MissingToolError, Problem, Sizes, staged
 
 RULES = 100_000
 RATE = 1_000
@@ -39,54 +41,75 @@ def policy(rules: int, version: int) -> str:
     return f"{ALLOWED}{''.join(lines)}  - {{name: version-{version}, action: allow, sni: [v{version}.example.com]}}\n"
 
 
+@dataclass
+class Round:
+    """What one round has found: p99s in microseconds, without a reload and during one of so many seconds."""
+
+    quiet: float
+    busy: float
+    seconds: float
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return self.busy / self.quiet
+
+
 class Subject:
     """The running proxy, and how to change its policy."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, rules: int) -> None:
         self._proxy = proxy
-        self._folder = next(proxy.stage.directory.glob("sniproxy-*"))
-        found = re.search(r'admin: \{address: "(.*)"\}', (self._folder / "sniproxy.yaml").read_text())
-        self._metrics = f"http://{found[1] if found else ''}/metrics"
+        self._rules = rules
+        self._versions = itertools.count()
+        self._problems: list[Problem] = []
 
-    def generation(self) -> float:
-        with urllib.request.urlopen(self._metrics) as answer:  # noqa: S310 - our own address
-            found = re.search(r"^sniproxy_config_generation (\S+)$", answer.read().decode(), re.MULTILINE)
-        return float(found[1]) if found else 0.0
+    def begin(self) -> float:
+        """Bring the rules into force, and warm up. Returns the seconds that the first took."""
+        seconds = self._reload()
+        self._load(QUIET_SECONDS)
+        return seconds
 
-    def change(self, text: str) -> None:
-        """As an editor does: another file takes the place of this one."""
-        new = self._folder / "policy.yaml.new"
-        new.write_text(text)
-        new.rename(self._folder / "policy.yaml")
+    def round(self) -> Round:
+        self._problems = []
+        quiet = statistics.median(self._load(PIECE_SECONDS) for _ in range(QUIET_SECONDS))
+        with ThreadPoolExecutor(1) as pool:
+            reload = pool.submit(self._reload)
+            busy = statistics.median(self._pieces(reload.done))
+            return Round(quiet, busy, reload.result(), self._problems)
 
-    def load(self, seconds: float) -> float:
+    def _pieces(self, is_over: Callable[[], bool]) -> Iterator[float]:
+        """One at least: a small policy is in force before anybody can look."""
+        yield self._load(PIECE_SECONDS)
+        while not is_over():
+            yield self._load(PIECE_SECONDS)
+
+    def _load(self, seconds: float) -> float:
         """The p99 of `seconds` of the rate, in microseconds."""
         load = Load(SHORT_NAMES, count=int(RATE * seconds), rate=RATE)
         result = self._proxy.load(load)
-        if problems := result.problems(load):
-            raise SystemExit(f"bench: {problems}")
+        self._problems += result.problems(load)
         return result.p99_us
 
-    def reload(self, text: str) -> float:
-        """Seconds until `text` is in force."""
-        before, began = self.generation(), time.monotonic()
-        self.change(text)
-        while self.generation() == before:
+    def _reload(self) -> float:
+        """Seconds until the next version is in force."""
+        text = policy(self._rules, next(self._versions))
+        before, began = self._generation(), time.monotonic()
+        self._change(text)
+        while self._generation() == before:
             if time.monotonic() - began > DEADLINE:
-                raise SystemExit("bench: the new policy did not take effect")
+                raise ProxyError(self._proxy.recipe.name, "did not take the new policy")
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def load_during_reload(self, text: str) -> tuple[float, float]:
-        """The median p99 of the pieces of load, and the seconds that the reload took."""
-        with ThreadPoolExecutor(1) as pool:
-            reload = pool.submit(self.reload, text)
-            pieces = list(self._pieces(reload.done))
-            return statistics.median(pieces), reload.result()
+    def _generation(self) -> float:
+        return gauge(scrape(self._proxy), "sniproxy_config_generation")
 
-    def _pieces(self, is_over: Callable[[], bool]) -> Iterator[float]:
-        while not is_over():
-            yield self.load(PIECE_SECONDS)
+    def _change(self, text: str) -> None:
+        """As an editor does: another file takes the place of this one."""
+        new = self._proxy.directory / "policy.yaml.new"
+        new.write_text(text)
+        new.rename(self._proxy.directory / "policy.yaml")
 
 
 def main() -> int:
@@ -99,24 +122,22 @@ def main() -> int:
     if program is None:
         print(f"bench: sniproxy is not built: {recipe.obtain}", file=sys.stderr)
         return 1
-    versions = itertools.count()
     try:
         with (
-            staged(Cores.of_this_machine(), Sizes(1, 1), proxy_protocol=True) as stage,
+            staged(Cores.of_this_machine(), Sizes(1, 1, 1), proxy_protocol=True) as stage,
             started(recipe, program, stage) as proxy,
         ):
-            subject = Subject(proxy)
-            seconds = subject.reload(policy(arguments.rules, next(versions)))
-            print(f"{arguments.rules:,} rules are in force after {seconds:.1f} s")
-            subject.load(QUIET_SECONDS)
+            subject = Subject(proxy, arguments.rules)
+            print(f"{arguments.rules:,} rules are in force after {subject.begin():.1f} s")
             ratios = []
             for number in range(arguments.rounds):
-                quiet = statistics.median(subject.load(PIECE_SECONDS) for _ in range(QUIET_SECONDS))
-                busy, seconds = subject.load_during_reload(policy(arguments.rules, next(versions)))
-                ratios.append(busy / quiet)
-                during = f"during a reload of {seconds:.1f} s {busy:.0f} us"
-                print(f"round {number + 1}: p99 {quiet:.0f} us, {during}: {busy / quiet:.2f}", flush=True)
-    except MissingToolError as error:
+                found = subject.round()
+                ratios.append(found.ratio)
+                during = f"during a reload of {found.seconds:.1f} s {found.busy:.0f} us"
+                print(f"round {number + 1}: p99 {found.quiet:.0f} us, {during}: {found.ratio:.2f}", flush=True)
+                for problem in found.problems:
+                    print(f"round {number + 1}: {problem.kind}: {problem.detail}", flush=True)
+    except (MissingToolError, ProxyError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     print(f"p99 during a reload: {statistics.median(ratios):.2f} x that without")

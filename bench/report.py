@@ -6,8 +6,10 @@ value    the median over the rounds, with the least and the greatest beside it
 ratio    the proxy's value in a round divided by nginx's value in the same round; then the median over the
          rounds. Rounds alternate (nginx, HAProxy, Envoy, sniproxy, nginx, ...), so that what slows a machine
          down for a minute slows both sides of a ratio.
+target   judged by the median; where the rounds do not agree with it, it says how many do
 noisy    nginx's own values of a metric spread by more than 15 % of their median (greatest less least):
-         the row is marked, because nginx did the same work each time
+         the row is marked, because nginx did the same work each time. A metric of sniproxy alone is judged by its
+         own spread. Where more than a quarter of the rows are marked, the run says that it is too noisy to quote
 
 Whatever else was wrong in a round (connections that failed, a load generator that was slower than the proxy, a
 process that used the proxy's core) is listed under the table, and the rows of that workload are marked.
@@ -20,10 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.proxies import BASELINE, RECIPES
+from bench.sample import Metric, Sample, Target
 from bench.stage import Problem
-from bench.workloads import WORKLOADS, Metric, Sample
+from bench.workloads import WORKLOADS
 
 NOISE_LIMIT = 0.15
+NOISY_ROWS = 0.25
 SUBJECT = "sniproxy"
 MARK = "(!)"
 
@@ -43,8 +47,13 @@ class Results:
         return self.samples.get(workload, {}).get(peer, [])
 
     def values(self, workload: str, peer: str, metric: Metric) -> list[float | None]:
-        """One value a round."""
-        return [sample.values[metric.key] if sample else None for sample in self.rounds(workload, peer)]
+        """One value a round; None where a round has none."""
+        return [sample.values.get(metric.key) if sample else None for sample in self.rounds(workload, peer)]
+
+    @property
+    def metrics(self) -> list[tuple[str, Metric]]:
+        """Every metric of the run, with its workload."""
+        return [(workload, metric) for workload in self.workloads for metric in WORKLOADS[workload].metrics]
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,16 @@ class Summary:
         return (self.greatest - self.least) / self.median if self.median else 0.0
 
 
-def ratio(values: Sequence[float | None], baseline: Sequence[float | None]) -> float | None:
-    """The median over the rounds of value / baseline; None where no round has both."""
+def ratios(values: Sequence[float | None], baseline: Sequence[float | None]) -> list[float]:
+    """value / baseline of each round that has both."""
     pairs = zip(values, baseline, strict=False)
-    ratios = [value / base for value, base in pairs if value is not None and base]
-    return statistics.median(ratios) if ratios else None
+    return [value / base for value, base in pairs if value is not None and base]
+
+
+def ratio(values: Sequence[float | None], baseline: Sequence[float | None]) -> float | None:
+    """The median of these; None where there is none."""
+    found = ratios(values, baseline)
+    return statistics.median(found) if found else None
 
 
 def summarise(values: Sequence[float | None], baseline: Sequence[float | None]) -> Summary | None:
@@ -83,11 +97,13 @@ def summaries(results: Results, workload: str, metric: Metric) -> dict[str, Summ
 
 
 def noise(results: Results, workload: str, metric: Metric) -> str | None:
-    """What to say of a metric whose baseline did not hold still."""
-    nginx = summaries(results, workload, metric).get(BASELINE)
-    if nginx is None or nginx.spread <= NOISE_LIMIT:
+    """What to say of a metric that did not hold still where the same work was done each time."""
+    found = summaries(results, workload, metric)
+    judge = SUBJECT if WORKLOADS[workload].ours else BASELINE
+    if judge not in found or found[judge].spread <= NOISE_LIMIT:
         return None
-    return f"{metric.title}: noisy: {BASELINE}'s own values spread by {nginx.spread:.0%} of their median"
+    spread = found[judge].spread
+    return f"{metric.title}: noisy: {RECIPES[judge].title}'s own values spread by {spread:.0%} of their median"
 
 
 def disturbances(results: Results, workload: str) -> list[str]:
@@ -107,25 +123,43 @@ def _by_kind(samples: Iterable[Sample | None]) -> dict[str, list[str]]:
     return found
 
 
+def is_marked(results: Results, workload: str, metric: Metric) -> bool:
+    """Whether a row is to be read with care."""
+    return bool(noise(results, workload, metric) or disturbances(results, workload))
+
+
+def warnings(results: Results) -> list[str]:
+    """Everything that is wrong with a run, the worst first."""
+    found = []
+    for workload in results.workloads:
+        found += disturbances(results, workload)
+        found += filter(None, (noise(results, workload, metric) for metric in WORKLOADS[workload].metrics))
+    rows = [row for row in results.metrics if _is_shown(results, *row)]
+    marked = sum(is_marked(results, workload, metric) for workload, metric in rows)
+    if marked > NOISY_ROWS * len(rows):
+        found.insert(0, f"this run is too noisy to quote: {marked} of {len(rows)} rows are marked")
+    return found
+
+
 def table(results: Results) -> str:
     """The report as a Markdown table that is aligned, so that it reads as well in a terminal."""
     header = ["", *(RECIPES[peer].title for peer in results.peers), "target"]
-    rows, notes = [], []
-    for workload in results.workloads:
-        disturbed = disturbances(results, workload)
-        notes += disturbed
-        for metric in WORKLOADS[workload].metrics:
-            noisy = noise(results, workload, metric)
-            notes += [noisy] if noisy else []
-            rows.append(_row(results, workload, metric, marked=bool(disturbed or noisy)))
-    text = markdown([header, *rows])
-    return "\n".join((text, "", f"{MARK} Read with care:", *(f"- {note}" for note in notes))) if notes else text
+    rows = [(workload, metric) for workload, metric in results.metrics if _is_shown(results, workload, metric)]
+    text = markdown([header, *(_row(results, workload, metric) for workload, metric in rows)])
+    found = warnings(results)
+    return "\n".join((text, "", f"{MARK} Read with care:", "", *(f"- {each}" for each in found))) if found else text
 
 
-def _row(results: Results, workload: str, metric: Metric, *, marked: bool) -> list[str]:
+def _is_shown(results: Results, workload: str, metric: Metric) -> bool:
+    """A row that nobody has a value for is shown only where something was to be reached."""
+    return bool(metric.targets or summaries(results, workload, metric))
+
+
+def _row(results: Results, workload: str, metric: Metric) -> list[str]:
     found = summaries(results, workload, metric)
-    title = f"{metric.title} ({metric.unit})" + (f" {MARK}" if marked else "")
-    return [title, *(cell(found.get(peer)) for peer in results.peers), verdict(metric, found.get(SUBJECT))]
+    mark = f" {MARK}" if is_marked(results, workload, metric) else ""
+    judged = "; ".join(str(verdict(results, workload, metric, target)) for target in metric.targets)
+    return [f"{metric.title} ({metric.unit}){mark}", *(cell(found.get(peer)) for peer in results.peers), judged]
 
 
 def cell(summary: Summary | None) -> str:
@@ -142,19 +176,55 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def verdict(metric: Metric, subject: Summary | None) -> str:
-    """What sniproxy must reach, and whether it did."""
-    limit = metric.target if metric.target is not None else metric.target_value
-    if limit is None:
-        return ""
-    unit = "" if metric.target is not None else f" {metric.unit}"
-    wanted = f"<= {limit:g}{unit}"
-    reached = None
-    if subject is not None:
-        reached = subject.ratio if metric.target is not None else subject.median
-    if reached is None:
-        return wanted
-    return f"{wanted}: {'met' if reached <= limit else 'missed'}"
+@dataclass(frozen=True)
+class Verdict:
+    """What sniproxy must reach, and what it did reach: in each round, and on the median."""
+
+    target: Target
+    unit: str
+    rounds: tuple[float, ...]
+
+    @property
+    def reached(self) -> float | None:
+        return statistics.median(self.rounds) if self.rounds else None
+
+    @property
+    def is_met(self) -> bool | None:
+        """None where nothing was measured."""
+        return self.reached <= self.target.limit if self.reached is not None else None
+
+    def __str__(self) -> str:
+        of = f"x {RECIPES[self.target.of].title}" if self.target.of else self.unit
+        wanted = f"<= {self.target.limit:g} {of}"
+        if self.is_met is None:
+            return f"{wanted}: not measured"
+        agree = sum((each <= self.target.limit) is self.is_met for each in self.rounds)
+        dissent = "" if agree == len(self.rounds) else f" ({agree} of {len(self.rounds)} rounds)"
+        return f"{wanted}: {'met' if self.is_met else 'missed'}{dissent}"
+
+
+def verdict(results: Results, workload: str, metric: Metric, target: Target) -> Verdict:
+    values = results.values(workload, SUBJECT, metric)
+    if target.of is None:
+        return Verdict(target, metric.unit, tuple(value for value in values if value is not None))
+    return Verdict(target, metric.unit, tuple(ratios(values, results.values(workload, target.of, metric))))
+
+
+def verdicts(results: Results) -> list[tuple[Metric, Verdict]]:
+    return [
+        (metric, verdict(results, workload, metric, target))
+        for workload, metric in results.metrics
+        for target in metric.targets
+    ]
+
+
+def tally(results: Results) -> str:
+    """How many of the targets were reached."""
+    found = [each.is_met for _, each in verdicts(results)]
+    counts = {"met": found.count(True), "missed": found.count(False), "not measured": found.count(None)}
+    return "Targets: " + ", ".join(
+        f"{count} {word}" for word, count in counts.items() if count or word != "not measured"
+    )
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -170,13 +240,18 @@ def as_json(results: Results, about: dict[str, Any]) -> dict[str, Any]:
     """Everything: about the run, the summary that the table shows, and every sample with its raw figures."""
     return {
         "about": about,
+        "warnings": warnings(results),
+        "marked": [metric.key for workload, metric in results.metrics if is_marked(results, workload, metric)],
+        "targets": [
+            {"metric": metric.key, **dataclasses.asdict(each.target), "reached": each.reached, "met": each.is_met}
+            for metric, each in verdicts(results)
+        ],
         "summary": {
             metric.key: {
                 peer: {"median": s.median, "min": s.least, "max": s.greatest, "ratio": s.ratio}
                 for peer, s in summaries(results, workload, metric).items()
             }
-            for workload in results.workloads
-            for metric in WORKLOADS[workload].metrics
+            for workload, metric in results.metrics
         },
         "samples": {
             workload: {

@@ -6,36 +6,41 @@ configuration for all of it:
 
     a to j.bench.example    answer 1,000 bytes and close: short connections, spread over ten addresses so that
                             no pair of addresses runs out of ports
-    hold.bench.example      answer 1,000 bytes and stay open
-    echo.bench.example      answer 1,000 bytes and then echo
+    echo.bench.example      answer 1,000 bytes, stay open, and echo what comes
+    100kb.bench.example     send 100,000 bytes and close
+    10mb.bench.example      send 10,000,000 bytes and close
     stream.bench.example    send `Sizes.stream` bytes and close
     warm.bench.example      the same, with `Sizes.warm` bytes
     upload.bench.example    take `Sizes.stream` bytes, answer 1,000 and close
+    duplex.bench.example    send `Sizes.duplex` bytes while it takes as many, and close
     denied.example          would answer, but no proxy may let it
 """
 
 import contextlib
 import json
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from bench.hello import HELLO_BYTES, client_hello, proxy_header
-from bench.processes import Cores, give_to_unprivileged, is_root, on_core, running
-
-T = TypeVar("T")
+from bench.processes import Cores, give_to_unprivileged, is_root, on_cores, running
 
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
 ANSWER_BYTES = 1000
+KB, MB, GB = 10**3, 10**6, 10**9
 SHORT_NAMES = tuple(f"{letter}.bench.example" for letter in "abcdefghij")
 DENIED_NAME = "denied.example"
 DNS_TTL_SECONDS = 300  # longer than any one proxy lives here: every proxy asks once a name
+READY_SECONDS = 20.0
+_OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LISTENING_PORTS = 16_000
 SOURCE_ADDRESSES = 10  # 127.1.0.1 and up: ten times the ports of one
 
 
@@ -48,10 +53,11 @@ class MissingToolError(Exception):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that the origin's long answers have; a GB is 10**9 bytes throughout."""
+    """Bytes that the origin's long answers have."""
 
     stream: int
     warm: int
+    duplex: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class Load:
     upload: int = 0
     pings: int = 0
     hold: bool = False
+    refused: bool = False
+    words: int = 0
+    word_rate: int = 1
+    speakers: int = 1
     timeout: int = 60
 
     def options(self) -> list[str]:
@@ -76,11 +86,14 @@ class Load:
             "rate": self.rate,
             "upload": self.upload,
             "pings": self.pings,
+            "words": self.words,
+            "word-rate": self.word_rate,
+            "speakers": self.speakers,
             "sources": SOURCE_ADDRESSES,
             "timeout": self.timeout,
         }
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return [*words, "--hold"] if self.hold else words
+        numbers = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [*numbers, *(["--hold"] if self.hold else []), *(["--refused"] if self.refused else [])]
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,29 @@ class Problem:
     detail: str
 
 
+class Held:
+    """Connections that stay open for as long as a block; `result` is there once it has ended."""
+
+    result: LoadResult
+
+    def __init__(self, process: "subprocess.Popen[bytes]", load: Load) -> None:
+        self._process = process
+        self._load = load
+        self._said()  # "held N": all of them are open, or the time is up
+
+    def speak(self) -> list[Problem]:
+        """Let the speakers say all their words, and return once they have."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+        spoke = self._said()
+        return [] if spoke == self._load.words else [Problem("words are missing", f"{spoke} of {self._load.words}")]
+
+    def _said(self) -> int:
+        line = self._process.stdout.readline() if self._process.stdout is not None else b""
+        return int(line.split()[1]) if line else 0
+
+
 @dataclass(frozen=True)
 class Target:
     """Where the load goes, as HOST:PORT, and whether it puts a PROXY header before the hello there."""
@@ -153,20 +189,20 @@ class Stage:
         done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=True)
         return LoadResult(**json.loads(done.stdout))
 
-    def while_holding(self, load: Load, target: Target, read: Callable[[], T]) -> tuple[T, LoadResult]:
-        """What `read` returns while `load.count` connections stay open."""
+    @contextlib.contextmanager
+    def holding(self, load: Load, target: Target) -> Iterator[Held]:
+        """`load.count` connections, open for as long as the block."""
         command = self._load_command(load, target)
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            if process.stdout is not None:
-                process.stdout.readline()  # "held N": all of them are open, or the time is up
-            value = read()
+            held = Held(process, load)
+            yield held
             output, _ = process.communicate()  # which ends its standard input, and so the hold
-        return value, LoadResult(**json.loads(output))
+        held.result = LoadResult(**json.loads(output))
 
     def _load_command(self, load: Load, target: Target) -> list[str]:
         hellos = self._hello_file(load.names, with_header=target.proxy_header)
         program = [str(BUILD / "load"), "--target", target.address, "--hellos", str(hellos)]
-        return on_core(self.cores.load, [*program, *load.options()])
+        return on_cores([self.cores.load], [*program, *load.options()])
 
     def _hello_file(self, names: tuple[str, ...], *, with_header: bool) -> Path:
         key = (names, with_header)
@@ -180,11 +216,13 @@ class Stage:
 _ADDRESSES = {
     **{name: f"127.0.0.{10 + i}" for i, name in enumerate(SHORT_NAMES)},
     DENIED_NAME: "127.0.0.10",
-    "hold.bench.example": "127.0.0.30",
-    "echo.bench.example": "127.0.0.31",
-    "stream.bench.example": "127.0.0.32",
-    "warm.bench.example": "127.0.0.33",
-    "upload.bench.example": "127.0.0.34",
+    "echo.bench.example": "127.0.0.30",
+    "100kb.bench.example": "127.0.0.31",
+    "10mb.bench.example": "127.0.0.32",
+    "stream.bench.example": "127.0.0.33",
+    "warm.bench.example": "127.0.0.34",
+    "upload.bench.example": "127.0.0.35",
+    "duplex.bench.example": "127.0.0.36",
 }
 
 
@@ -198,12 +236,22 @@ def pack_hellos(names: tuple[str, ...], *, with_header: bool) -> bytes:
     return bytes(packed)
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports() -> tuple[int, int]:
+    """Two different TCP ports of 127.0.0.1 that nothing listens on at this moment.
+
+    They are below those that the kernel gives to outgoing connections, of which a proxy under load makes thousands a
+    second: one of them, or what is left of one, could have taken the port before the next proxy listens on it.
+    """
+    lowest_outgoing = int(_OUTGOING_PORTS.read_text().split()[0])
+    below = range(max(1024, lowest_outgoing - _LISTENING_PORTS), lowest_outgoing)
+    found = []
+    for port in random.sample(below, len(below)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == 2:
+            return found[0], found[1]
+    raise OSError(f"no two ports are free between {below.start} and {below.stop}")
 
 
 def compile_tools() -> None:
@@ -229,24 +277,37 @@ def staged(cores: Cores, sizes: Sizes, *, proxy_protocol: bool) -> Iterator[Stag
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sniproxy-bench-")))
         give_to_unprivileged(directory)
-        stage = Stage(directory, cores, sizes, proxy_protocol, origin_port=free_port(), dns_port=free_port())
-        stack.enter_context(running(_origin_command(stage), output=directory / "origin.log"))
+        origin_port, dns_port = free_ports()
+        stage = Stage(directory, cores, sizes, proxy_protocol, origin_port, dns_port)
+        said = directory / "origin.log"
+        _wait_until_ready(stack.enter_context(running(_origin_command(stage), output=said)), said)
         stack.enter_context(running(_dns_command(dnsmasq, stage), output=directory / "dns.log"))
         yield stage
+
+
+def _wait_until_ready(origin: "subprocess.Popen[bytes]", said: Path) -> None:
+    """Ready is when it says so: all of its addresses listen."""
+    deadline = time.monotonic() + READY_SECONDS
+    while b"ready" not in said.read_bytes():
+        if origin.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the origin does not listen; it said: {said.read_text(errors='replace')}")
+        time.sleep(0.01)
 
 
 def _origin_command(stage: Stage) -> list[str]:
     answer = f"{HELLO_BYTES},{ANSWER_BYTES}"
     scripts = dict.fromkeys((*SHORT_NAMES, DENIED_NAME), f"{answer},close") | {
-        "hold.bench.example": f"{answer},hold",
         "echo.bench.example": f"{answer},echo",
+        "100kb.bench.example": f"{HELLO_BYTES},{100 * KB},close",
+        "10mb.bench.example": f"{HELLO_BYTES},{10 * MB},close",
         "stream.bench.example": f"{HELLO_BYTES},{stage.sizes.stream},close",
         "warm.bench.example": f"{HELLO_BYTES},{stage.sizes.warm},close",
         "upload.bench.example": f"{HELLO_BYTES + stage.sizes.stream},{ANSWER_BYTES},close",
+        "duplex.bench.example": f"{HELLO_BYTES},{stage.sizes.duplex},duplex",
     }
     # denied.example shares an address, and so a script, with one of the short names
     arguments = sorted({f"{_ADDRESSES[name]},{script}" for name, script in scripts.items()})
-    return on_core(stage.cores.load, [str(BUILD / "origin"), str(stage.origin_port), *arguments])
+    return on_cores([stage.cores.load], [str(BUILD / "origin"), str(stage.origin_port), *arguments])
 
 
 def _dns_command(dnsmasq: str, stage: Stage) -> list[str]:
@@ -265,4 +326,4 @@ def _dns_command(dnsmasq: str, stage: Stage) -> list[str]:
     ]
     if is_root():
         command.append("--user=root")  # it would drop to an account of its own, which a container may not have
-    return on_core(stage.cores.load, command)
+    return on_cores([stage.cores.load], command)

@@ -4,11 +4,22 @@ A workload takes a fresh proxy, warms it up, measures once, and returns a sample
 wrong, and the raw figures. Each round of a run gives each proxy one sample of each workload.
 
     short      connections as fast as they go, 32 at a time: CPU of the proxy a connection
+    100kb      the same with answers of 100 KB
+    10mb       four at a time with answers of 10 MB: CPU of the proxy a GB
     stream     one connection that brings down a GB or more: CPU of the proxy a GB
     upload     the same upwards (not in the default run)
-    idle       thousands of connections that have had their answer and stay open: memory of the proxy each
+    duplex     one connection, a GB both ways at once: CPU of the proxy a GB, counted both ways
+    idle       thousands of connections that have had their answer and stay open: memory of the proxy each, and CPU
+               while one in a hundred speaks; and the memory of all its processes before they came
     latency    connections due at a fixed rate, the same for all and far below what any proxy can take
     roundtrip  one open connection, a small message there and back: time over that of a direct connection
+    storm      thousands of connections at once, to a proxy that had none: time until all are served, CPU each
+    refused    connections with a name that is not allowed, as fast as they go: CPU each
+    crowd      10 to 8,000 connections at a time, as fast as they go: whether the CPU of a connection stays the same
+    workers    one worker and two, on both cores: whether the CPU of a connection stays the same, and how evenly
+               connections spread
+    log        sniproxy alone: what log and metrics cost
+    reload     sniproxy alone, and not in the default run: what 100,000 rules cost that are read anew under load
 
 Memory: the proxy first serves a few hundred short connections one at a time, so that what it loads or
 allocates once is there; then its PSS is read, the idle connections are opened, and once it is quiet the PSS
@@ -17,151 +28,132 @@ held thousands of connections would hide the growth in memory that it keeps for 
 sizes at its start, but touches only in use, are charged as they are touched.
 """
 
+import json
+import subprocess
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
 
-from bench.measure import Usage, metered, pss, settle
-from bench.proxies import Proxy
-from bench.stage import SHORT_NAMES, Load, LoadResult, Problem, Sizes
-
-CORE_LIMIT = 0.90  # a core busier than this is taken to be full
-FOREIGN_LIMIT = 0.05  # of the proxy's core, taken by something else
-FOREIGN = "something else used the proxy's core"
-GB = 10**9
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row of the report; lower is better. `target` is a ratio to nginx, `target_value` a figure."""
-
-    key: str
-    title: str
-    unit: str
-    target: float | None = None
-    target_value: float | None = None
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much work a sample is."""
-
-    rounds: int
-    short: int
-    short_warm_up: int
-    idle: int
-    rate: int
-    latency_seconds: int
-    round_trips: int
-    sizes: Sizes
-
-
-FULL = Scale(
-    rounds=5,
-    short=10_000,
-    short_warm_up=2_000,
-    idle=4_000,
-    rate=2_000,
-    latency_seconds=4,
-    round_trips=10_000,
-    sizes=Sizes(stream=2 * GB, warm=GB // 5),
+from bench.admin import scraped
+from bench.measure import pss, settle
+from bench.processes import on_cores
+from bench.proxies import COMMON, REPOSITORY, Proxy, ProxyError, Setting
+from bench.reload import Subject
+from bench.sample import (
+    FULL,
+    Measured,
+    Metric,
+    Sample,
+    Scale,
+    Start,
+    Target,
+    Workload,
+    greatest_growth,
+    measure,
+    metered_proxy,
+    together,
 )
-QUICK = Scale(
-    rounds=2,
-    short=5_000,
-    short_warm_up=1_000,
-    idle=2_000,
-    rate=2_000,
-    latency_seconds=2,
-    round_trips=5_000,
-    sizes=Sizes(stream=GB, warm=GB // 10),
-)
+from bench.stage import DENIED_NAME, KB, MB, SHORT_NAMES, Load
+
+ONE_IN = 100  # idle connections speaks,
+WORDS_A_SECOND = 10  # so often
+WORKERS = 2
 
 
-@dataclass
-class Sample:
-    """What one round of one workload says of one proxy."""
+def _on_one(run: Callable[[Proxy, Scale], Sample]) -> Callable[[Start, Scale], Sample]:
+    """A workload of one proxy that is as all are."""
 
-    values: dict[str, float]
-    problems: list[Problem] = field(default_factory=list)
-    raw: dict[str, Any] = field(default_factory=dict)
+    def sample(start: Start, scale: Scale) -> Sample:
+        with start(COMMON) as proxy:
+            return run(proxy, scale)
 
-    @property
-    def disturbed(self) -> bool:
-        """Whether another program got in the way: no fault of the proxy's, and worth another try."""
-        return any(problem.kind == FOREIGN for problem in self.problems)
+    return sample
 
 
-@dataclass(frozen=True)
-class Workload:
-    name: str
-    metrics: tuple[Metric, ...]
-    run: Callable[[Proxy, Scale], Sample]
-    by_default: bool = True
+def _warm(proxy: Proxy, scale: Scale) -> None:
+    proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=32))
 
 
-def usage_problems(usage: Usage, *, cores_apart: bool) -> list[Problem]:
-    """Why the figures of a measured block might not be the proxy's own.
-
-    Both cores full is no problem: proxy and load generator were as fast as each other, and the proxy was never
-    short of work.
-    """
-    if not cores_apart:
-        return [Problem("no core of its own", "proxy and load generator shared one")]
-    found = []
-    if usage.load_core_busy > CORE_LIMIT >= usage.proxy_core_busy:
-        cores = f"its core {usage.load_core_busy:.0%} busy, the proxy's {usage.proxy_core_busy:.0%}"
-        found.append(Problem("the load generator was the bottleneck", cores))
-    if usage.foreign_share > FOREIGN_LIMIT:
-        found.append(Problem(FOREIGN, f"{usage.foreign_share:.0%}"))
-    return found
+def _touch(proxy: Proxy) -> None:
+    """Have it load and allocate what it does once, and nothing that a crowd would need."""
+    proxy.load(Load(SHORT_NAMES, count=300))
 
 
-def _metered_load(proxy: Proxy, load: Load) -> tuple[LoadResult, Usage, list[Problem]]:
-    cores = proxy.stage.cores
-    with metered(proxy.pid, proxy_core=cores.proxy, load_core=cores.load) as usage:
-        result = proxy.load(load)
-    return result, usage, result.problems(load) + usage_problems(usage, cores_apart=cores.apart)
-
-
-def _raw(result: LoadResult, usage: Usage) -> dict[str, Any]:
-    return {"load": asdict(result), "usage": asdict(usage)}
+# ---------------------------------------------------------------- bytes
 
 
 def _short(proxy: Proxy, scale: Scale) -> Sample:
-    proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=32))
-    load = Load(SHORT_NAMES, count=scale.short, concurrency=32)
-    result, usage, problems = _metered_load(proxy, load)
-    return Sample({"short_cpu": usage.seconds / load.count * 1e6}, problems, _raw(result, usage))
+    _warm(proxy, scale)
+    measured = measure(proxy, Load(SHORT_NAMES, count=scale.short, concurrency=32))
+    return measured.sample(short_cpu=measured.us_each)
+
+
+def _pages(proxy: Proxy, scale: Scale) -> Sample:
+    names = ("100kb.bench.example",)
+    proxy.load(Load(names, count=scale.pages // 10, expect=100 * KB, concurrency=32))
+    measured = measure(proxy, Load(names, count=scale.pages, expect=100 * KB, concurrency=32))
+    return measured.sample(page_cpu=measured.us_each)
+
+
+def _files(proxy: Proxy, scale: Scale) -> Sample:
+    names = ("10mb.bench.example",)
+    proxy.load(Load(names, count=scale.files // 10, expect=10 * MB, concurrency=4))
+    measured = measure(proxy, Load(names, count=scale.files, expect=10 * MB, concurrency=4))
+    return measured.sample(file_cpu=measured.ms_per_gb(10 * MB * scale.files))
 
 
 def _stream(proxy: Proxy, scale: Scale) -> Sample:
     proxy.load(Load(("warm.bench.example",), count=1, expect=scale.sizes.warm))
-    load = Load(("stream.bench.example",), count=1, expect=scale.sizes.stream)
-    result, usage, problems = _metered_load(proxy, load)
-    return Sample({"stream_cpu": _ms_per_gb(usage, scale)}, problems, _raw(result, usage))
+    measured = measure(proxy, Load(("stream.bench.example",), count=1, expect=scale.sizes.stream))
+    return measured.sample(stream_cpu=measured.ms_per_gb(scale.sizes.stream))
 
 
 def _upload(proxy: Proxy, scale: Scale) -> Sample:
     load = Load(("upload.bench.example",), count=1, upload=scale.sizes.stream)
     proxy.load(load)
-    result, usage, problems = _metered_load(proxy, load)
-    return Sample({"upload_cpu": _ms_per_gb(usage, scale)}, problems, _raw(result, usage))
+    measured = measure(proxy, load)
+    return measured.sample(upload_cpu=measured.ms_per_gb(scale.sizes.stream))
 
 
-def _ms_per_gb(usage: Usage, scale: Scale) -> float:
-    return usage.seconds * 1e3 / (scale.sizes.stream / GB)
+def _duplex(proxy: Proxy, scale: Scale) -> Sample:
+    size = scale.sizes.duplex
+    proxy.load(Load(("warm.bench.example",), count=1, expect=scale.sizes.warm))
+    measured = measure(proxy, Load(("duplex.bench.example",), count=1, expect=size, upload=size))
+    return measured.sample(duplex_cpu=measured.ms_per_gb(2 * size))
+
+
+# ---------------------------------------------------------------- open connections
 
 
 def _idle(proxy: Proxy, scale: Scale) -> Sample:
-    hold = ("hold.bench.example",)
-    proxy.load(Load(SHORT_NAMES, count=300))
-    proxy.hold(Load(hold, count=1, hold=True), lambda: None)
+    names = ("echo.bench.example",)
+    _touch(proxy)
+    with proxy.holding(Load(names, count=1, hold=True)):
+        pass
     at_rest = _settled_pss(proxy)
-    load = Load(hold, count=scale.idle, concurrency=32, hold=True)
-    loaded, result = proxy.hold(load, lambda: _settled_pss(proxy))
-    raw = {"load": asdict(result), "pss_at_rest": at_rest, "pss_loaded": loaded}
-    return Sample({"idle_memory": (loaded - at_rest) / load.count / 1024}, result.problems(load), raw)
+    speakers = max(1, scale.idle // ONE_IN)
+    load = Load(
+        names,
+        count=scale.idle,
+        concurrency=32,
+        hold=True,
+        words=scale.words,
+        word_rate=speakers * WORDS_A_SECOND,
+        speakers=speakers,
+    )
+    with proxy.holding(load) as held:
+        loaded = _settled_pss(proxy)
+        with metered_proxy(proxy) as speech:
+            unsaid = held.speak()
+    values = {
+        "idle_memory": (loaded - at_rest) / load.count / 1024,
+        "idle_cpu": speech.usage.seconds / scale.words * 1e6,
+        "rest_memory": at_rest / MB,
+    }
+    result = held.result
+    raw = {"load": asdict(result), "usage": asdict(speech.usage), "pss_at_rest": at_rest, "pss_loaded": loaded}
+    return Sample(values, result.problems(load) + unsaid + speech.problems, raw)
 
 
 def _settled_pss(proxy: Proxy) -> int:
@@ -169,45 +161,213 @@ def _settled_pss(proxy: Proxy) -> int:
     return pss(proxy.pid)
 
 
-def _latency(proxy: Proxy, scale: Scale) -> Sample:
-    proxy.load(Load(SHORT_NAMES, count=scale.rate, rate=scale.rate))
-    load = Load(SHORT_NAMES, count=scale.rate * scale.latency_seconds, rate=scale.rate)
-    result, usage, problems = _metered_load(proxy, load)
-    values = {
-        "latency_p50": result.p50_us,
-        "latency_p99": result.p99_us,
-        "paced_cpu": usage.seconds / load.count * 1e6,
-    }
-    return Sample(values, problems, _raw(result, usage))
-
-
 def _roundtrip(proxy: Proxy, scale: Scale) -> Sample:
     load = Load(("echo.bench.example",), count=1, pings=scale.round_trips)
     proxy.load(Load(load.names, count=1, pings=scale.round_trips // 10))
     direct = proxy.stage.load(load, proxy.stage.origin(load.names[0]))
-    result, usage, problems = _metered_load(proxy, load)
-    raw = {**_raw(result, usage), "direct": asdict(direct)}
-    return Sample({"roundtrip_added": result.p50_us - direct.p50_us}, direct.problems(load) + problems, raw)
+    measured = measure(proxy, load)
+    values = {
+        "roundtrip_added": measured.result.p50_us - direct.p50_us,
+        "roundtrip_cpu": measured.usage.seconds / load.pings * 1e6,
+    }
+    return Sample(values, direct.problems(load) + measured.problems, {**measured.raw, "direct": asdict(direct)})
 
+
+# ---------------------------------------------------------------- many connections
+
+
+def _latency(proxy: Proxy, scale: Scale) -> Sample:
+    proxy.load(Load(SHORT_NAMES, count=scale.rate, rate=scale.rate))
+    measured = measure(proxy, Load(SHORT_NAMES, count=scale.rate * scale.latency_seconds, rate=scale.rate))
+    return measured.sample(
+        latency_p50=measured.result.p50_us,
+        latency_p99=measured.result.p99_us,
+        latency_p999=measured.result.p999_us,
+        paced_cpu=measured.us_each,
+    )
+
+
+def _storm(proxy: Proxy, scale: Scale) -> Sample:
+    _touch(proxy)
+    measured = measure(proxy, Load(SHORT_NAMES, count=scale.storm, concurrency=scale.storm))
+    return measured.sample(storm_time=measured.result.seconds * 1e3, storm_cpu=measured.us_each)
+
+
+def _refused(proxy: Proxy, scale: Scale) -> Sample:
+    refusals = Load((DENIED_NAME,), count=scale.short, expect=0, concurrency=32, refused=True)
+    proxy.load(Load((DENIED_NAME,), count=scale.short_warm_up, expect=0, concurrency=32, refused=True))
+    measured = measure(proxy, refusals)
+    return measured.sample(refused_cpu=measured.us_each)
+
+
+def _crowd(proxy: Proxy, scale: Scale) -> Sample:
+    _warm(proxy, scale)
+    parts = {
+        level: measure(proxy, Load(SHORT_NAMES, count=max(scale.crowd, 3 * level), concurrency=level))
+        for level in scale.levels
+    }
+    values = {f"crowd_{level}": part.us_each for level, part in parts.items()}
+    growth = {"crowd_growth": greatest_growth(list(values.values()))}
+    return together(values | growth, {f"{level} at a time": part for level, part in parts.items()})
+
+
+# ---------------------------------------------------------------- other settings
+
+
+def _workers(start: Start, scale: Scale) -> Sample:
+    """The load is the same, and every process may run on every core; what ksoftirqd does on either counts."""
+    parts: dict[int, Measured] = {}
+    spread: dict[str, float] = {}
+    for workers in (1, WORKERS):
+        with start(Setting(workers=workers, everywhere=True)) as proxy:
+            _warm(proxy, scale)
+            parts[workers] = measure(proxy, Load(SHORT_NAMES, count=scale.short, concurrency=32))
+            if workers > 1 and proxy.recipe.ours:
+                settle(proxy.pid)
+                spread = {"workers_spread": busiest_share(proxy.log, workers) * 100}
+    one, several = parts[1].us_each, parts[WORKERS].us_each
+    values = {"workers_1": one, "workers_2": several, "workers_growth": several / one, **spread}
+    return together(values, {f"with {workers}": part for workers, part in parts.items()})
+
+
+def busiest_share(log: Path, workers: int) -> float:
+    """Of the connections in sniproxy's log, what share the worker had that had most: 1/workers is even.
+
+    A connection's id is that of its process, a dash, and a number.
+    """
+    ids = (json.loads(line)["connectionId"] for line in log.read_bytes().splitlines())
+    counts = Counter(each.rpartition("-")[0] for each in ids)
+    if len(counts) > workers:
+        raise ValueError(f"the connections of {len(counts)} processes, and there were {workers} workers")
+    return max(counts.values()) / counts.total()
+
+
+def _log(start: Start, scale: Scale) -> Sample:
+    """With everything on and the metrics read once a second, and with no log and the metrics unread.
+
+    That connections are counted cannot be switched off. `bench.counting` times it, and its figure is taken off what is
+    measured without log.
+    """
+    parts = {}
+    for name, setting in (("on", COMMON), ("off", Setting(log=False))):
+        with start(setting) as proxy:
+            _warm(proxy, scale)
+            load = Load(SHORT_NAMES, count=scale.short, concurrency=32)
+            if setting.log:
+                with scraped(proxy):
+                    parts[name] = measure(proxy, load)
+            else:
+                parts[name] = measure(proxy, load)
+    counting = _counting(proxy)
+    on, off = parts["on"].us_each, parts["off"].us_each
+    values = {"log_on": on, "log_off": off, "counting": counting, "log_cost": on / (off - counting)}
+    return together(values, parts)
+
+
+def _counting(proxy: Proxy) -> float:
+    """Microseconds that counting a connection takes, on this proxy's interpreter and package."""
+    if proxy.recipe.python is None:
+        raise ProxyError(proxy.recipe.name, "is not ours")
+    command = [*proxy.recipe.python(proxy.program), str(REPOSITORY / "bench" / "counting.py"), "--json"]
+    done = subprocess.run(on_cores([proxy.stage.cores.proxy], command), stdout=subprocess.PIPE, check=True)
+    return float(json.loads(done.stdout)["metrics_us"])
+
+
+def _reload(start: Start, scale: Scale) -> Sample:
+    with start(COMMON) as proxy:
+        subject = Subject(proxy, scale.rules)
+        subject.begin()
+        found = subject.round()
+    return Sample({"reload_seconds": found.seconds, "reload_p99": found.ratio}, found.problems, asdict(found))
+
+
+_GB_TARGETS = (Target(0.35, of="nginx"), Target(0.7, of="envoy"))
 
 _WORKLOADS = (
-    Workload("short", (Metric("short_cpu", "CPU per short connection", "us", target=1.0),), _short),
-    Workload("stream", (Metric("stream_cpu", "CPU per GB relayed, one stream", "ms", target=0.35),), _stream),
-    Workload("upload", (Metric("upload_cpu", "CPU per GB uploaded, one stream", "ms"),), _upload, by_default=False),
-    Workload("idle", (Metric("idle_memory", "memory per idle connection", "KiB", target_value=3.0),), _idle),
+    Workload(
+        "short",
+        (Metric("short_cpu", "CPU per short connection", "us", (Target(1.0, of="nginx"),)),),
+        _on_one(_short),
+    ),
+    Workload("100kb", (Metric("page_cpu", "CPU per connection of 100 KB", "us"),), _on_one(_pages)),
+    Workload("10mb", (Metric("file_cpu", "CPU per GB, 10 MB each", "ms"),), _on_one(_files)),
+    Workload("stream", (Metric("stream_cpu", "CPU per GB, one stream", "ms", _GB_TARGETS),), _on_one(_stream)),
+    Workload("upload", (Metric("upload_cpu", "CPU per GB uploaded", "ms"),), _on_one(_upload), by_default=False),
+    Workload("duplex", (Metric("duplex_cpu", "CPU per GB, both ways at once", "ms"),), _on_one(_duplex)),
+    Workload(
+        "idle",
+        (
+            Metric("idle_memory", "memory per idle connection", "KiB", (Target(3.0),)),
+            Metric("idle_cpu", "CPU per round trip, 1 in 100 speaks", "us"),
+            Metric("rest_memory", "memory at rest (PSS)", "MB", (Target(60.0),)),
+        ),
+        _on_one(_idle),
+    ),
     Workload(
         "latency",
         (
             Metric("latency_p50", "short connection, p50", "us"),
-            Metric("latency_p99", "short connection, p99", "us", target=1.0),
+            Metric("latency_p99", "short connection, p99", "us", (Target(1.0, of="nginx"),)),
+            Metric("latency_p999", "short connection, p99.9", "us"),
             Metric("paced_cpu", "CPU per short connection at that rate", "us"),
         ),
-        _latency,
+        _on_one(_latency),
     ),
     Workload(
         "roundtrip",
-        (Metric("roundtrip_added", "added time of a round trip, p50", "us", target=1.1),),
-        _roundtrip,
+        (
+            Metric("roundtrip_added", "added time of a round trip, p50", "us", (Target(1.1, of="nginx"),)),
+            Metric("roundtrip_cpu", "CPU per round trip", "us"),
+        ),
+        _on_one(_roundtrip),
+    ),
+    Workload(
+        "storm",
+        (
+            Metric("storm_time", "a storm of connections, until served", "ms"),
+            Metric("storm_cpu", "CPU per connection of the storm", "us"),
+        ),
+        _on_one(_storm),
+    ),
+    Workload("refused", (Metric("refused_cpu", "CPU per refused connection", "us"),), _on_one(_refused)),
+    Workload(
+        "crowd",
+        (
+            *(Metric(f"crowd_{level}", f"CPU per connection, {level:,} at a time", "us") for level in FULL.levels),
+            Metric("crowd_growth", "the greatest of these to that of 10", "x", (Target(1.15),)),
+        ),
+        _on_one(_crowd),
+    ),
+    Workload(
+        "workers",
+        (
+            Metric("workers_1", "CPU per connection, 1 worker, both cores", "us"),
+            Metric("workers_2", "CPU per connection, 2 workers, both cores", "us"),
+            Metric("workers_growth", "2 workers to 1 worker", "x", (Target(1.1),)),
+            Metric("workers_spread", "the busier worker's connections", "%", (Target(55.0),)),
+        ),
+        _workers,
+    ),
+    Workload(
+        "log",
+        (
+            Metric("log_on", "CPU per connection, metrics read each second", "us"),
+            Metric("log_off", "CPU per connection without access log", "us"),
+            Metric("counting", "of it counting, by micro-benchmark", "us"),
+            Metric("log_cost", "log and metrics to neither", "x", (Target(1.15),)),
+        ),
+        _log,
+        ours=True,
+    ),
+    Workload(
+        "reload",
+        (
+            Metric("reload_seconds", "a reload of the rules, under load", "s"),
+            Metric("reload_p99", "p99 meanwhile to that without", "x"),
+        ),
+        _reload,
+        by_default=False,
+        ours=True,
     ),
 )
 WORKLOADS = {workload.name: workload for workload in _WORKLOADS}

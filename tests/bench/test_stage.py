@@ -1,9 +1,11 @@
 """What the load generator is given, and what it makes of the answer."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.hello import HELLO_BYTES
-from bench.stage import ANSWER_BYTES, Load, LoadResult, pack_hellos
+from bench.stage import ANSWER_BYTES, Load, LoadResult, free_ports, pack_hellos
 
 LOAD = Load(("a.bench.example",), count=2)
 
@@ -29,3 +31,11 @@ def test_hellos_are_packed_behind_their_lengths() -> None:
     packed = pack_hellos(("a.bench.example", "b.bench.example"), with_header=False)
     assert packed[:4] == HELLO_BYTES.to_bytes(4, "little")
     assert len(packed) == 2 * (4 + HELLO_BYTES)
+
+
+def test_two_ports_are_two_that_no_outgoing_connection_takes() -> None:
+    """A proxy that is given one port twice, or one that a connection has taken meanwhile, does not start."""
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for one, other in (free_ports() for _ in range(50)):
+        assert one != other
+        assert 1024 <= min(one, other) <= max(one, other) < lowest_outgoing

@@ -1,0 +1,205 @@
+"""What a workload is made of: how much work a sample is, what is read off it, and what is wrong with it."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from bench.measure import Usage, metered
+from bench.processes import Cores
+from bench.proxies import Proxy, Setting
+from bench.stage import GB, Load, LoadResult, Problem, Sizes
+
+CORE_LIMIT = 0.90  # a core busier than this is taken to be full
+FOREIGN_LIMIT = 0.05  # of the proxy's core, taken by something else
+FOREIGN = "something else used the proxy's core"
+
+# Beside two sockets a connection: what a proxy opens at its start, and what is being closed.
+_SPARE_DESCRIPTORS = 500
+
+
+@dataclass(frozen=True)
+class Target:
+    """What sniproxy must reach: at most so many times what the peer `of` costs, or without one at most so much."""
+
+    limit: float
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the report; lower is better."""
+
+    key: str
+    title: str
+    unit: str
+    targets: tuple[Target, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a sample is; numbers are of connections where nothing else is said."""
+
+    rounds: int
+    short: int
+    short_warm_up: int
+    pages: int  # of 100 KB
+    files: int  # of 10 MB
+    idle: int
+    words: int  # round trips on idle connections
+    storm: int
+    crowd: int  # at each level, or three times as many as there are at a time
+    levels: tuple[int, ...]
+    rate: int
+    latency_seconds: int
+    round_trips: int
+    rules: int
+    sizes: Sizes
+
+    def within(self, descriptors: int) -> "Scale":
+        """As much of it as a proxy with so many descriptors can hold."""
+        most = (descriptors - _SPARE_DESCRIPTORS) // 2
+        levels = tuple(level for level in self.levels if level <= most)
+        return replace(self, idle=min(self.idle, most), storm=min(self.storm, most), levels=levels)
+
+
+FULL = Scale(
+    rounds=5,
+    short=10_000,
+    short_warm_up=2_000,
+    pages=4_000,
+    files=100,
+    idle=8_000,
+    words=2_400,
+    storm=5_000,
+    crowd=10_000,
+    levels=(10, 100, 1_000, 8_000),
+    rate=2_000,
+    latency_seconds=10,  # five rounds of it are 100,000 connections
+    round_trips=10_000,
+    rules=100_000,
+    sizes=Sizes(stream=2 * GB, warm=GB // 5, duplex=GB),
+)
+QUICK = Scale(
+    rounds=1,
+    short=5_000,
+    short_warm_up=1_000,
+    pages=1_000,
+    files=30,
+    idle=2_000,
+    words=800,
+    storm=2_000,
+    crowd=3_000,
+    levels=(10, 100, 1_000),
+    rate=2_000,
+    latency_seconds=2,
+    round_trips=5_000,
+    rules=10_000,
+    sizes=Sizes(stream=GB, warm=GB // 10, duplex=GB // 2),
+)
+
+
+@dataclass
+class Sample:
+    """What one round of one workload says of one proxy."""
+
+    values: dict[str, float]
+    problems: list[Problem] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether another program got in the way: no fault of the proxy's, and worth another try."""
+        return any(problem.kind == FOREIGN for problem in self.problems)
+
+
+Start = Callable[[Setting], contextlib.AbstractContextManager[Proxy]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`run` starts the proxies that it wants, each of them fresh, and measures them. `ours` is for sniproxy alone."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    run: Callable[[Start, Scale], Sample]
+    by_default: bool = True
+    ours: bool = False
+
+
+def usage_problems(usage: Usage, cores: Cores, proxy_cores: Sequence[int]) -> list[Problem]:
+    """Why the figures of a measured block might not be the proxy's own.
+
+    Both cores full is no problem: proxy and load generator were as fast as each other, and the proxy was never
+    short of work. Nor is a load generator that shares its core with a proxy that may run everywhere.
+    """
+    if not cores.apart:
+        return [Problem("no core of its own", "proxy and load generator shared one")]
+    found = []
+    if cores.load not in proxy_cores and usage.load_core_busy > CORE_LIMIT >= usage.proxy_core_busy:
+        busy = f"its core {usage.load_core_busy:.0%} busy, the proxy's {usage.proxy_core_busy:.0%}"
+        found.append(Problem("the load generator was the bottleneck", busy))
+    if usage.foreign_share > FOREIGN_LIMIT:
+        found.append(Problem(FOREIGN, f"{usage.foreign_share:.0%}"))
+    return found
+
+
+@dataclass
+class Metered:
+    """A block of work on a proxy: what it cost, and once it is over what was wrong."""
+
+    usage: Usage
+    problems: list[Problem] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def metered_proxy(proxy: Proxy) -> Iterator[Metered]:
+    """Meter the proxy over the block."""
+    cores = proxy.stage.cores
+    with metered(proxy.pid, proxy_cores=proxy.cores, load_core=cores.load) as usage:
+        result = Metered(usage)
+        yield result
+    result.problems += usage_problems(usage, cores, proxy.cores)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One load, what it saw, and what it cost the proxy."""
+
+    load: Load
+    result: LoadResult
+    usage: Usage
+    problems: list[Problem]
+
+    @property
+    def us_each(self) -> float:
+        """CPU of the proxy a connection, in microseconds."""
+        return self.usage.seconds / self.load.count * 1e6
+
+    def ms_per_gb(self, size: float) -> float:
+        """The same a GB, of `size` bytes in all, in milliseconds."""
+        return self.usage.seconds * 1e3 / (size / GB)
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        return {"load": asdict(self.result), "usage": asdict(self.usage)}
+
+    def sample(self, **values: float) -> Sample:
+        return Sample(values, self.problems, self.raw)
+
+
+def measure(proxy: Proxy, load: Load) -> Measured:
+    with metered_proxy(proxy) as block:
+        result = proxy.load(load)
+    return Measured(load, result, block.usage, result.problems(load) + block.problems)
+
+
+def together(values: dict[str, float], parts: dict[str, Measured]) -> Sample:
+    """A sample of several loads, each under its name."""
+    problems = [Problem(each.kind, f"{name}: {each.detail}") for name, part in parts.items() for each in part.problems]
+    return Sample(values, problems, {name: part.raw for name, part in parts.items()})
+
+
+def greatest_growth(values: Sequence[float]) -> float:
+    """How many times the first value the greatest is."""
+    return max(values) / values[0]
