@@ -188,7 +188,11 @@ def parse_address(value: object) -> Address:
     path = value.removeprefix("unix:")
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise ValueError(f"{show(value)} is no absolute path of a socket; write it as unix:/run/sniproxy/sni.sock")
-    if len(os.fsencode(path)) > _MAX_UNIX_PATH:
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise ValueError(f"{show(value)} has a character that no path can have; take it out") from None
+    if size > _MAX_UNIX_PATH:
         raise ValueError(
             f"{show(value)} is longer than the {_MAX_UNIX_PATH} bytes that a Unix socket's path may have; shorten it"
         )

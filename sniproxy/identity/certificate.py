@@ -3,6 +3,7 @@
 Who vouches for the certificate is not looked at here: the proxy in front has verified it, and says so.
 """
 
+import warnings
 from functools import lru_cache
 
 
@@ -14,10 +15,14 @@ class CertificateError(ValueError):
 def uri_sans(der: bytes) -> tuple[str, ...]:
     """The URI subject alternative names of the certificate `der`, in order. Raises CertificateError."""
     # Imported by those who are sent certificates: it costs 8 MB in each worker.
-    from cryptography import x509  # noqa: PLC0415
+    from cryptography import utils, x509  # noqa: PLC0415
 
     try:
-        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        with warnings.catch_warnings():
+            # Of a serial number of zero, say. A client must not be able to write lines of text to standard error.
+            warnings.simplefilter("ignore", utils.CryptographyDeprecationWarning)
+            certificate = x509.load_der_x509_certificate(der)
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return ()
     except (
