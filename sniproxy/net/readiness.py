@@ -70,6 +70,8 @@ class Readiness:
             await waiter.future
         finally:
             self.timers.disarm(waiter)
+            # The TimeoutError knows this frame, and would be known by it: a ring around all that the connection has.
+            del waiter
 
     def close(self) -> None:
         self.loop.remove_reader(self._epoll.fileno())

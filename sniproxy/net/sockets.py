@@ -22,6 +22,9 @@ _LINGER_BYTES = 64 * 1024
 _FLUSH_SECONDS = 2.0
 _FLUSH_STEP = 0.05
 
+# The first byte of struct tcp_info, tcpi_state: TCP_CLOSE of include/net/tcp_states.h.
+_TCP_CLOSE = b"\x07"
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 Socket = socket.SocketType
@@ -87,12 +90,19 @@ async def reset(sock: Socket) -> None:
     """
     for _ in range(int(_FLUSH_SECONDS / _FLUSH_STEP)):
         try:
-            if unsent(sock) == 0:
+            if unsent(sock) == 0 or _is_gone(sock):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 return
         except OSError:
             return
         await asyncio.sleep(_FLUSH_STEP)
+
+
+def _is_gone(sock: Socket) -> bool:
+    """Whether the peer has reset the connection: what is unsent then stays so, and the kernel goes on counting it."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
 
 
 def unsent(sock: Socket) -> int:

@@ -63,7 +63,11 @@ class Pending(Generic[T]):
         if not self.is_done:
             yield self
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None  # for its traceback knows who has us
+            try:
+                raise error
+            finally:
+                del error
         result, self._result = self._result, None  # for it may know us
         return cast(T, result)
 

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import resource
 import socket
@@ -193,6 +194,21 @@ def watching() -> Iterator[tuple[Readiness, HandClock]]:
         assert clock.scheduled == 0, "a timer is still armed"
     finally:
         readiness.close()
+
+
+class Token:
+    """Something that can be seen to be gone, by a weak reference."""
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """What goes now, goes because nothing refers to it; rings of garbage stay."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager

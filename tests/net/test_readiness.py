@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from select import EPOLLIN, EPOLLOUT
@@ -15,7 +16,7 @@ import pytest
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
-from tests.net.loopback import Pair, cut, result_of, tcp_pair, turns, until, watching
+from tests.net.loopback import InStrand, Pair, Token, cut, no_collection, result_of, tcp_pair, turns, until, watching
 
 Watched = tuple[Readiness, HandClock]
 
@@ -225,6 +226,33 @@ class TestWaitingForAnEdge:
             clock.advance(TICK)
             with pytest.raises(TimeoutError):
                 await result_of(waiting)
+
+    async def test_a_deadline_keeps_nobody_who_waited_for_it(self, watched: Watched) -> None:
+        """The error knows the frames that it was raised through, with all that a connection has in them: a ring of them
+        would stay until the garbage is collected, which is rarely.
+        """
+        readiness, clock = watched
+        owned: list[weakref.ref[Token]] = []
+        expired: list[bool] = []
+        with tcp_pair() as (ours, _):
+            readiness.watch(ours.fileno(), quietly)
+            await turns()
+
+            async def story() -> None:
+                token = Token()
+                owned.append(weakref.ref(token))
+                try:
+                    await readiness.edge(ours.fileno(), readiness.timers.after(1))
+                except TimeoutError:
+                    expired.append(True)
+
+            with no_collection():
+                waiting = InStrand(story())  # as a connection
+                await turns()
+                clock.advance(1 + 2 * TICK)
+                await result_of(waiting)
+                readiness.forget(ours.fileno())
+                assert (expired, owned[0]()) == ([True], None)
 
     async def test_of_an_edge_and_a_deadline_the_first_decides(self, watched: Watched) -> None:
         """And the second, of the same turn of the loop, finds it decided."""

@@ -187,6 +187,16 @@ class TestResetting:
             ours.close()
             assert sent == len(await read_to_end(theirs))
 
+    async def test_nobody_waits_for_a_peer_that_has_reset_it_himself(self) -> None:
+        """The kernel goes on counting what he never took."""
+        with tcp_pair(buffers=4096) as (ours, theirs):
+            fill(ours)
+            cut(theirs)
+            await turns()
+            assert unsent(ours) > 0
+            with pytest.raises(StopIteration):  # at once
+                reset(ours).send(None)
+
     async def test_a_unix_socket_has_no_reset(self) -> None:
         """Its peer sees an end."""
         with unix_pair() as (ours, theirs):

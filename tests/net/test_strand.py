@@ -1,10 +1,13 @@
 """A strand runs a coroutine as a task would, but at once and without the event loop's queue at its ends."""
 
 import asyncio
+import contextlib
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sniproxy.net.strand import Pending, Strand, Turns, turn
+from tests.net.loopback import Token, no_collection
 
 
 def strand_of(coroutine: Coroutine[Any, None, None], on_end: Callable[[Strand], None]) -> Strand:
@@ -207,6 +210,29 @@ class TestPending:
         pending.fail(TimeoutError("too late"))
         await ended(over)
         assert caught == ["too late"]
+
+    async def test_an_error_keeps_nobody_who_waited_for_it(self) -> None:
+        """It knows the frames that it was raised through, and they have the pending result: a ring that would hold all
+        that a connection had, until the garbage is collected, which is rarely.
+        """
+        owned: list[weakref.ref[Token]] = []
+        over: list[Strand] = []
+
+        async def wait() -> None:
+            token, pending = Token(), Pending[None]()
+            owned.append(weakref.ref(token))
+            asyncio.get_running_loop().call_soon(pending.fail, TimeoutError("too late"))
+            await pending
+
+        async def story() -> None:
+            with contextlib.suppress(TimeoutError):
+                await wait()
+
+        with no_collection():
+            strand_of(story(), over.append).run()
+            await ended(over)
+            await asyncio.sleep(0)
+            assert owned[0]() is None
 
     async def test_what_is_there_already_is_not_waited_for(self) -> None:
         pending: Pending[int] = Pending()
