@@ -30,14 +30,14 @@ def sleep_principal(workload: str) -> str:
 
 
 @contextlib.contextmanager
-def connected(address: tuple[str, int] | str) -> Iterator[socket.socket]:
-    """A socket connected to a TCP address, or to a Unix socket's path."""
+def connected(address: tuple[str, int] | str, source: str | None = None) -> Iterator[socket.socket]:
+    """A socket connected to a TCP address, from the IP `source` if that matters, or to a Unix socket's path."""
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(TIMEOUT)
         sock.connect(address)
     else:
-        sock = socket.create_connection(address, timeout=TIMEOUT)
+        sock = socket.create_connection(address, TIMEOUT, None if source is None else (source, 0))
     with sock:
         yield sock
 

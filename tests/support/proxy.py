@@ -41,8 +41,8 @@ class ProxyProcess:
 
     @property
     def lines(self) -> list[Line]:
-        """The access log, so far."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        """The access log, so far. One that is being written does not count: a reader may see half of a write(2)."""
+        return [json.loads(line) for line in self.log_path.read_text().split("\n")[:-1]]
 
     @property
     def finals(self) -> list[Line]:
