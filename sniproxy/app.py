@@ -40,6 +40,7 @@ from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
 from sniproxy.observe.recent import Recent
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 from sniproxy.policy.engine import Engine
+from sniproxy.processes import heed_no_more
 from sniproxy.reload.channel import Inbox
 from sniproxy.reload.generation import Generation
 
@@ -143,6 +144,7 @@ class _Worker:
             self._log.close()
             pipes.close()
             readiness.close()
+            heed_no_more()
 
     def _acceptor(self, number: int, sock: socket.socket, turns: Turns, loop: asyncio.AbstractEventLoop) -> Acceptor:
         proxy = self._proxy

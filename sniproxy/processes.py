@@ -70,6 +70,11 @@ class Signals:
         return arrived
 
 
+def heed_no_more() -> None:
+    """Hold back every signal that still comes: on its way out a process has no handlers, and must not die of one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+
 def fork(work: Callable[[], None]) -> int:
     """Do `work` in a new process, which ends with it: 0 if it returned, 1 if it raised. The pid."""
     for stream in (sys.stdout, sys.stderr):

@@ -33,7 +33,7 @@ from sniproxy.observe.access_log import write_worker_lost
 from sniproxy.observe.lines import LogIdentity
 from sniproxy.observe.metrics import ACTIVE, HEARTBEAT, LOST, RESTARTS, SERVING, new_scoreboard, slot_of
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
-from sniproxy.processes import Child, Signals
+from sniproxy.processes import Child, Signals, heed_no_more
 from sniproxy.publisher import Publisher, first_reading
 from sniproxy.reload.channel import Inbox, new_channel
 from sniproxy.reload.fanout import Fanout
@@ -45,6 +45,9 @@ from sniproxy.reload.watcher import FileWatch
 _log = structlog.get_logger()
 
 _STOP = {signal.SIGTERM, signal.SIGINT}
+
+# How a process ends that was told to. One that is told before it can listen has nothing yet to bring to an end.
+_ORDERLY = {"exit 0", "signal SIGTERM"}
 
 # After the drain, this much more for lines to be written; then SIGKILL.
 _GRACE_SECONDS = 5.0
@@ -137,6 +140,7 @@ class Supervisor:
                     self._turn()
             except _Stopped:
                 self._stop()
+                heed_no_more()
             finally:
                 self._reloader.close()
                 self._fanout.close()
@@ -332,7 +336,7 @@ class Supervisor:
 
     def _bury_ended(self, processes: Sequence[_Process]) -> None:
         for process in processes:
-            if (cause := process.has_ended()) and cause != "exit 0":
+            if (cause := process.has_ended()) and cause not in _ORDERLY:
                 _log.error("process died while stopping", process=process.name, status=cause)
                 self._bury(process)
 

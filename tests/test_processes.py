@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sniproxy.processes import HANDLED, Child, Signals, fork
+from sniproxy.processes import HANDLED, Child, Signals, fork, heed_no_more
 
 
 @pytest.fixture
@@ -90,6 +90,15 @@ def test_nothing_stays_blocked(signals: Signals) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & HANDLED == set()
     wait_for(signals)
     os.wait()
+
+
+def test_on_its_way_out_a_process_dies_of_no_signal() -> None:
+    def work() -> None:
+        heed_no_more()
+        for number in HANDLED:
+            os.kill(os.getpid(), number)
+
+    assert ended(fork(work)) == 0
 
 
 def test_a_child_tells_its_end_once() -> None:

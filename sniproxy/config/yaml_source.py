@@ -8,7 +8,11 @@ named `no` mean what they say; a field that wants a boolean takes those words to
 Knows nothing of what the files mean.
 """
 
+import contextlib
+import errno
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +108,30 @@ def each_document(path: Path) -> Iterator[Node]:
     Raises BadInputError, with the line, where the file turns out to be bad.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
+        text = _read(path)
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         raise BadInputError([Problem(str(path), 1, f"cannot be read: {cause}")]) from None
     if len(text) > MAX_BYTES:
         raise BadInputError([Problem(str(path), 1, f"is larger than {MAX_BYTES >> 20} MiB; split it")])
     yield from _documents(text, str(path))
+
+
+def _read(path: Path) -> bytes:
+    """What a file has, or so much of it that it is too much. Raises OSError, as for a pipe without a writer.
+
+    A pipe with one is what a shell makes of <(command); without, the one who waits for a writer may wait for ever.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        descriptor = file.fileno()
+        begin = b""
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            with contextlib.suppress(BlockingIOError):
+                begin = os.read(descriptor, MAX_BYTES + 1)
+                if not begin:
+                    raise OSError(errno.EPIPE, "a pipe that nobody writes to")
+        os.set_blocking(descriptor, True)
+        return begin + file.read(MAX_BYTES + 1 - len(begin))
 
 
 def parse_documents(text: bytes, file: str) -> list[Node]:

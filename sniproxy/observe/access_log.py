@@ -59,7 +59,11 @@ def place_of(number: int) -> float:
 
 
 class AccessLog:
-    """A worker's log, flushed by its event loop. Raises OSError where a sink cannot be opened."""
+    """A worker's log, flushed by its event loop.
+
+    A sink that cannot be opened at the start drops its lines until it can be: no connection waits for a log, nor for
+    a worker that is to have one.
+    """
 
     def __init__(
         self,
@@ -74,7 +78,7 @@ class AccessLog:
         self._loop = loop
         self._is_due = False
         self._sinks: dict[str, Sink] = {}
-        self.change(settings, identity)
+        self._change(settings, identity, may_come=True)
 
     @property
     def sinks(self) -> list[Sink]:
@@ -82,10 +86,15 @@ class AccessLog:
 
     def change(self, settings: Sequence[Settings], identity: LogIdentity) -> None:
         """Go on like this. The lines so far go where they were to go. Raises OSError, and goes on as before."""
+        self._change(settings, identity, may_come=False)
+
+    def _change(self, settings: Sequence[Settings], identity: LogIdentity, *, may_come: bool) -> None:
         sinks: dict[str, Sink] = {}
         try:
             for each in settings:
-                sinks[each.path] = self._sinks.get(each.path) or open_sink(each.path, self._on_dropped)
+                sinks[each.path] = self._sinks.get(each.path) or open_sink(
+                    each.path, self._on_dropped, may_come=may_come
+                )
         except OSError:
             _close_all(sinks, but=self._sinks)
             raise

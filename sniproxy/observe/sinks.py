@@ -21,6 +21,9 @@ from sniproxy.config.model import SYSLOG
 MAX_BATCH = 64 * 1024  # bytes
 _MAX_WAITING = 1 << 20  # bytes
 
+# In the place of a descriptor.
+_NOT_OPEN = -1
+
 # A loss is over when lines have been written again, and none was lost for so many seconds.
 _CALM_SECONDS = 1.0
 
@@ -92,32 +95,40 @@ class Sink:
         return False
 
 
-def open_sink(path: str, on_dropped: Callable[[float], None]) -> Sink:
-    """The sink for a path of the config. Raises OSError; a syslog that is not there is no error, and may come."""
+def open_sink(path: str, on_dropped: Callable[[float], None], *, may_come: bool = False) -> Sink:
+    """The sink for a path of the config. Raises OSError, unless it `may_come` later, as a syslog always may."""
     losses = Losses(path, on_dropped)
-    return SyslogSink(path, losses) if path.startswith(SYSLOG) else FileSink(path, losses)
+    return SyslogSink(path, losses) if path.startswith(SYSLOG) else FileSink(path, losses, may_come=may_come)
 
 
 class FileSink(Sink):
     """Writes batches of whole lines to one file, pipe, terminal or stream socket.
 
     A pipe that several workers share gets at most PIPE_BUF bytes in a write, for longer ones tear each other's lines
-    (pipe(7)); a file opened for appending takes any size at once.
+    (pipe(7)); a file opened for appending takes any size at once. One that `may_come` is looked for at each flush.
     """
 
-    def __init__(self, path: str, losses: Losses) -> None:
+    def __init__(self, path: str, losses: Losses, *, may_come: bool = False) -> None:
         super().__init__(path, losses)
         self._lines: list[bytes] = []
         self._torn = b""  # what a write left of its batch
-        self._is_broken = False  # the sink has the beginning of a line whose end was dropped
-        self._use(*_open(path))
+        self._is_broken = False  # the sink may have the beginning of a line whose end was dropped
+        self._fd = _NOT_OPEN
+        self._is_file = False
+        self._max_write = select.PIPE_BUF
+        try:
+            self._use(*_open(path))
+        except OSError:
+            if not may_come:
+                raise
 
     def _use(self, fd: int, must_ask: bool) -> None:
         self._fd = fd
         # Where writing could wait whatever we do, it is asked first whether it would.
         self._poll = _poll_of(fd) if must_ask else None
         mode = os.fstat(fd).st_mode
-        self._max_write = MAX_BATCH if stat.S_ISREG(mode) else select.PIPE_BUF
+        self._is_file = stat.S_ISREG(mode)
+        self._max_write = MAX_BATCH if self._is_file else select.PIPE_BUF
         # A socket that others share stays as it is, and is asked not to wait at each write.
         self._socket = socket.socket(fileno=fd) if stat.S_ISSOCK(mode) else None
 
@@ -148,11 +159,24 @@ class FileSink(Sink):
 
     def _write(self, batch: bytes) -> int:
         """How many bytes of the batch are written, 1 at least; BlockingIOError where that would mean to wait."""
+        if self._fd == _NOT_OPEN:
+            self._use(*_open(self.path))
         if self._is_broken and not self._torn:
             # Not the end that it was to have; but the next line begins a line of its own.
-            self._write_some(b"\n")
+            if not self._ends_a_line():
+                self._write_some(b"\n")
             self._is_broken = False
         return self._write_some(batch)
+
+    def _ends_a_line(self) -> bool:
+        """Whether the last line of a file is whole: another process that shares it may have seen to that."""
+        if not self._is_file:
+            return False
+        try:
+            with open(f"/proc/self/fd/{self._fd}", "rb") as file:  # ours is for writing alone
+                return not file.seek(0, os.SEEK_END) or os.pread(file.fileno(), 1, file.tell() - 1) == b"\n"
+        except OSError:
+            return False
 
     def _write_some(self, data: bytes) -> int:
         if self._socket is not None:
@@ -179,11 +203,16 @@ class FileSink(Sink):
         self._lines.clear()
         self._torn = b""
         self.waiting = 0
+        # Who shares a full disk with us may have got half a line into the file.
+        self._is_broken |= self._is_file
 
     def reopen(self) -> bool:
         if self.path in _INHERITED:
             return False
         opened = _open(self.path)
+        if self._fd == _NOT_OPEN:
+            self._use(*opened)
+            return True
         self.flush()
         if self.waiting or os.path.samestat(os.fstat(opened[0]), os.fstat(self._fd)):
             # A pipe that is read slowly, or a file that nobody has moved.
@@ -201,6 +230,8 @@ class FileSink(Sink):
         self._close_descriptor()
 
     def _close_descriptor(self) -> None:
+        if self._fd == _NOT_OPEN:
+            return
         if self._socket is not None:
             self._socket.close()
         else:

@@ -1,5 +1,7 @@
 """YAML as people write it: values with lines, and an error for every surprise."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,26 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(BadInputError) as caught:
             read_documents(tmp_path / name)
         assert str(caught.value) == f"{tmp_path / name}:1: cannot be read: {cause}"
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_a_pipe_is_read_to_its_end(size: int) -> None:
+    """As a shell makes one of <(command): it has a writer, who may take a while."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader), ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_documents, Path(f"/dev/fd/{reader}"))
+        with os.fdopen(writer, "wb") as file:
+            file.write(b"key: " + b"x" * size)
+        assert reading.result()[0].plain() == {"key": "x" * size}
+
+
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    """It would be for ever; and what is empty must not pass for a config that says nothing."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(BadInputError) as caught:
+        read_documents(path)
+    assert str(caught.value) == f"{path}:1: cannot be read: a pipe that nobody writes to"
 
 
 def test_a_file_without_end_is_not_read_to_its_end() -> None:

@@ -163,14 +163,13 @@ class Disk:
     """Stands in for `os.write`: takes so many bytes of each write, and "full" is no room."""
 
     takes: list[int | str]
-    content: bytes = b""
+    write: Callable[[int, bytes], int] = os.write
 
-    def __call__(self, _fd: int, data: bytes) -> int:
+    def __call__(self, fd: int, data: bytes) -> int:
         most = self.takes.pop(0) if self.takes else len(data)
         if isinstance(most, str):
             raise OSError(28, most)
-        self.content += data[:most]
-        return min(most, len(data))
+        return self.write(fd, data[:most])
 
 
 DISKS: dict[str, tuple[list[int | str], bytes, int]] = {
@@ -198,7 +197,64 @@ def test_a_disk_that(
     if sink.failure:
         sink.add(b"new\n")
         sink.flush()
-    assert (disk.content, dropped.lines, sink.waiting) == (content, lost, 0)
+    assert ((tmp_path / "log").read_bytes(), dropped.lines, sink.waiting) == (content, lost, 0)
+    sink.close()
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["by the one that tore it", "by the other one"])
+def test_a_line_that_is_torn_is_ended_once(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers share a file on a disk that is full: whoever writes first again must not go on in the torn line."""
+    dropped = Dropped()
+    sinks = [new_sink(str(tmp_path / "log"), dropped) for _ in range(2)]
+    monkeypatch.setattr(os, "write", Disk([2, "full", "full"]))
+    for sink in sinks:
+        sink.add(b"lost\n")
+        sink.flush()
+    for sink in (sinks[first], sinks[1 - first]):
+        sink.add(b"new\n")
+        sink.flush()
+    assert ((tmp_path / "log").read_bytes(), dropped.lines) == (b"lo\nnew\nnew\n", 2)
+    for sink in sinks:
+        sink.close()
+
+
+def test_no_line_is_ended_in_a_pipe_that_tore_none(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = Dropped()
+    sink = new_sink(str(pipe.path), dropped)
+    monkeypatch.setattr(os, "write", Disk(["full"]))
+    for each in (b"lost\n", b"new\n"):
+        sink.add(each)
+        sink.flush()
+    assert (pipe.read(), dropped.lines) == (b"new\n", 1)
+    sink.close()
+
+
+def test_a_file_that_may_come_costs_lines_until_it_does(tmp_path: Path) -> None:
+    dropped = Dropped()
+    path = tmp_path / "later" / "log"
+    sink = open_sink(str(path), dropped, may_come=True)
+    for _ in range(2):
+        sink.add(b"early\n")
+        sink.flush()
+    assert (dropped.lines, sink.failure) == (2, "No such file or directory")
+    path.parent.mkdir()
+    sink.add(b"one\n")
+    sink.flush()
+    assert (path.read_bytes(), dropped.lines, sink.failure) == (b"one\n", 2, "")
+    sink.close()
+
+
+def test_a_file_that_may_come_is_found_by_reopening(tmp_path: Path) -> None:
+    sink = open_sink(str(tmp_path / "later" / "log"), Dropped(), may_come=True)
+    with pytest.raises(FileNotFoundError):
+        sink.reopen()
+    (tmp_path / "later").mkdir()
+    assert (sink.reopen(), sink.reopen()) == (True, False)
+    sink.close()
+
+
+def test_a_file_that_never_came_is_closed_all_the_same(tmp_path: Path) -> None:
+    sink = open_sink(str(tmp_path / "never" / "log"), Dropped(), may_come=True)
     sink.close()
 
 
@@ -354,7 +410,7 @@ def test_a_loss_is_told_when_it_begins_and_when_it_is_over(tmp_path: Path, monke
         },
         {"event": "access log lines are written again", "log_level": "info", "path": path, "dropped": 6},
     ]
-    assert (disk.content.count(b"\n"), sink.losses.may_end) == (6, False)
+    assert (Path(path).read_bytes().count(b"\n"), sink.losses.may_end) == (6, False)
     sink.close()
 
 

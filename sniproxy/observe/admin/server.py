@@ -23,6 +23,7 @@ from sniproxy.observe.admin.in_force import BusyError, InForce
 from sniproxy.observe.admin.page import Page
 from sniproxy.observe.scoreboard import Scoreboard
 from sniproxy.policy.model import Request
+from sniproxy.processes import heed_no_more
 from sniproxy.queries import parse_identity, parse_source_ip
 from sniproxy.reload.channel import Inbox
 from sniproxy.reload.generation import Generation
@@ -68,6 +69,7 @@ async def _serve(task: AdminTask) -> None:
     sampling.cancel()
     for runner in runners:
         await runner.cleanup()
+    heed_no_more()
 
 
 def new_metrics_app(board: Scoreboard) -> web.Application:
