@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import guard
+from bench.network import Network, machine_network, own_network
 from bench.processes import Cores, is_root
 from bench.proxies import DEFAULT_PEERS, RECIPES, ProxyError, Recipe, started
 from bench.report import Results, as_json, table, tally
@@ -41,8 +42,9 @@ def main() -> int:
         print("bench: none of the proxies is installed", file=sys.stderr)
         return 1
     try:
+        network = machine_network() if arguments.machine_network else own_network()
         with staged(Cores.of_this_machine(), scale.sizes, proxy_protocol=arguments.proxy_protocol) as stage:
-            about = _about(arguments, scale, programs, stage.cores)
+            about = _about(arguments, scale, programs, stage.cores, network)
             results, failures = _run(stage, programs, arguments.workloads, scale)
     except MissingToolError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -77,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="a PROXY v2 header with a principal before each hello, for all proxies alike (default)",
+    )
+    parser.add_argument(
+        "--machine-network",
+        action="store_true",
+        help="the machine's network and its settings, instead of a namespace with the kernel's",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="default bench/results/<time>.json; the table is beside it"
@@ -173,7 +180,9 @@ def _progress(number: int, rounds: int, workload: str, peer: str, sample: Sample
     return f"round {number}/{rounds}  {workload:<9} {peer:<14} {values}  ({seconds:.1f} s){problems}"
 
 
-def _about(arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path], cores: Cores) -> dict[str, Any]:
+def _about(
+    arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path], cores: Cores, network: Network
+) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
@@ -181,6 +190,7 @@ def _about(arguments: argparse.Namespace, scale: Scale, programs: dict[str, Path
         "cpus": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "cores": dataclasses.asdict(cores),
+        "network": str(network),
         "python": platform.python_version(),
         "unprivileged": not is_root() or "started by root, run as nobody",
         "proxy_protocol": arguments.proxy_protocol,
@@ -196,8 +206,8 @@ def _headline(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{RECIPES[peer].title} {version}" for peer, version in about["versions"].items())
     return (
         f"{versions}.\n"
-        f"{about['cpu']}, {about['cpus']} cores, Linux {about['kernel']}, Python {about['python']}; {header}; "
-        f"Rounds: {rounds}; latency at {rate:,} connections a second, {paced:,} in all.\n"
+        f"{about['cpu']}, {about['cpus']} cores, Linux {about['kernel']}, Python {about['python']}; "
+        f"{about['network']}; {header}. Rounds: {rounds}; latency at {rate:,} connections a second, {paced:,} in all.\n"
         "Cells: median (least-greatest) **ratio to nginx**; lower is better."
     )
 

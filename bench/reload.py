@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bench.admin import gauge, scrape
+from bench.network import own_network
 from bench.processes import Cores
 from bench.proxies import RECIPES, Proxy, ProxyError, started
 from bench.stage import SHORT_NAMES, Load, MissingToolError, Problem, Sizes, staged
@@ -123,6 +124,7 @@ def main() -> int:
         print(f"bench: sniproxy is not built: {recipe.obtain}", file=sys.stderr)
         return 1
     try:
+        own_network()
         with (
             staged(Cores.of_this_machine(), Sizes(1, 1, 1), proxy_protocol=True) as stage,
             started(recipe, program, stage) as proxy,
