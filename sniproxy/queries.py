@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from sniproxy.config.fields import Notes, Value
 from sniproxy.config.model import parse_principal_name
 from sniproxy.config.units import parse_name, show
 from sniproxy.config.yaml_source import BadInputError, Problem, printable, read_documents
@@ -19,7 +20,6 @@ from sniproxy.identity.spiffe import UNKNOWN, Identity
 from sniproxy.outcome import Event, Reason
 from sniproxy.policy.engine import Engine
 from sniproxy.policy.explain import Explanation, explain
-from sniproxy.policy.fields import Notes, Value
 from sniproxy.policy.model import NO_GROUND, Decision, Denied, Ground, Request
 from sniproxy.reload.generation import Loaded, Source, load
 

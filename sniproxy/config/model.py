@@ -1,59 +1,42 @@
 """The config's shape, with its defaults and units: frozen values that the whole program reads.
 
-Times are seconds, sizes bytes. What a value may be is said here; where a wrong one stands is `load`'s business.
+Times are seconds, sizes bytes. Each field says what it may be and how it is read, beside its default.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    Strict,
-    Tag,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
-
+from sniproxy.config.fields import Value, dotted
 from sniproxy.config.log_template import DEFAULT_TEMPLATE, check_template
+from sniproxy.config.section import Section, choice, each, parsed, read_by, setting, text, whole
 from sniproxy.config.units import (
     Address,
-    AdminAddress,
-    AnyNetwork,
-    Duration,
-    EndpointAddress,
-    HostName,
-    ListenAddress,
-    Nameserver,
-    Namespace,
-    PositiveDuration,
-    Size,
+    Network,
     TcpAddress,
-    TrustedPeer,
     Uid,
     UnixAddress,
     parse_address,
+    parse_duration,
+    parse_endpoint,
     parse_label,
+    parse_name,
     parse_name_pattern,
+    parse_nameserver,
+    parse_namespace,
+    parse_network,
+    parse_positive_duration,
+    parse_size,
+    parse_tcp_address,
+    parse_trusted_peer,
     show,
 )
 from sniproxy.identity.spiffe import SCHEME, InvalidSpiffeIdError, Principal, parse_principal
-
-
-def _off(value: object) -> object:
-    """`off`, also where YAML 1.1 tooling (Helm, kubectl) has turned it into false."""
-    return "off" if value is False else value
+from sniproxy.names import ServerName
 
 
 def parse_principal_name(value: object) -> Principal:
     """A principal, with or without its scheme. Raises ValueError, with the mend."""
-    if isinstance(value, Principal):
-        return value
     if not isinstance(value, str):
         raise ValueError(f"{show(value)} is no principal; write it as cluster.local/ns/default/sa/sleep")
     try:
@@ -62,127 +45,136 @@ def parse_principal_name(value: object) -> Principal:
         raise ValueError(f"{error}; write it as cluster.local/ns/default/sa/sleep") from None
 
 
-def _wrong_at(at: tuple[str | int, ...], message: str) -> PydanticCustomError:
-    """A problem that only the whole mapping can see, at the path in it where the mend belongs."""
-    return PydanticCustomError("value_error", "{error}", {"error": message, "at": at})
-
-
-Off = BeforeValidator(_off)
-PrincipalName = Annotated[Principal, PlainValidator(parse_principal_name)]
-Whole = Annotated[int, Strict()]  # neither true nor "443" nor 4.0
-TlvType = Annotated[Whole, Field(ge=0, le=255)]
-
-
-class Section(BaseModel):
-    """A mapping of the config: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
 # PP2_TYPE_CRC32C, NOOP and SSL (proxy-protocol.txt, section 2.2).
 _TLVS_OF_THE_PROTOCOL = frozenset({0x03, 0x04, 0x20})
 
 
+@dataclass(frozen=True, slots=True)
 class TlvTypes(Section):
     """Which PROXY v2 TLV carries which attribute. 0xD0 is what Istio's ztunnel uses for the SPIFFE ID."""
 
-    principal: TlvType = 0xD0
-    requested_server_name: TlvType = 0x02  # PP2_TYPE_AUTHORITY
+    principal: int = setting(0xD0, whole(0, 255))
+    requested_server_name: int = setting(0x02, whole(0, 255))  # PP2_TYPE_AUTHORITY
 
-    @model_validator(mode="after")
-    def _types_differ(self) -> Self:
+    def checked(self, value: Value) -> Self:
         if self.principal == self.requested_server_name:
-            raise ValueError(f"both attributes have the type {self.principal:#04x}; give each its own")
-        return self
-
-    @model_validator(mode="after")
-    def _types_are_free(self) -> Self:
+            value.wrong(f"both attributes have the type {self.principal:#04x}; give each its own")
         for name, kind in (("principal", self.principal), ("requested_server_name", self.requested_server_name)):
             if kind in _TLVS_OF_THE_PROTOCOL:
-                raise ValueError(
-                    f"{name}: 0x{kind:02x} means something else in the PROXY protocol; 0xE0 to 0xEF are free"
-                )
+                value.wrong(f"{name}: 0x{kind:02x} means something else in the PROXY protocol; 0xE0 to 0xEF are free")
         return self
 
 
+@dataclass(frozen=True, slots=True)
 class IdentitySource(Section):
-    tlvs: TlvTypes = TlvTypes()
-    static: PrincipalName | None = None
+    tlvs: TlvTypes = setting(TlvTypes(), TlvTypes.read)
+    static: Principal | None = setting(None, parsed(parse_principal_name), nullable=True)
 
 
+ProxyProtocol = Literal["off", "required"]
+
+
+@dataclass(frozen=True, slots=True)
 class Listener(Section):
-    address: ListenAddress
-    proxy_protocol: Annotated[Literal["off", "required"], Off] = "off"
-    trusted_peers: tuple[TrustedPeer, ...] = ()
-    identity: IdentitySource = IdentitySource()
+    address: Address = field(metadata=read_by(parsed(parse_address)))
+    proxy_protocol: ProxyProtocol = setting("off", choice(ProxyProtocol))
+    trusted_peers: tuple[Network | Uid, ...] = setting((), each(parse_trusted_peer))
+    identity: IdentitySource = setting(IdentitySource(), IdentitySource.read)
 
-    @model_validator(mode="after")
-    def _trust_fits(self) -> Self:
-        if self.proxy_protocol == "off":
-            if self.trusted_peers:
-                raise _wrong_at(
-                    ("trusted_peers",), "nobody is trusted while proxy_protocol is off; set proxy_protocol: required"
-                )
-            return self
+    def checked(self, value: Value) -> Self:
+        """Who is trusted can send a header, and can be seen on this socket."""
         on_unix = isinstance(self.address, UnixAddress)
         example = "uid:1337" if on_unix else "127.0.0.0/8"
+        if self.proxy_protocol == "off":
+            if self.trusted_peers:
+                message = "nobody is trusted while proxy_protocol is off; set proxy_protocol: required"
+                value.towards("trusted_peers").wrong(message)
+            return self
         if not self.trusted_peers:
-            raise _wrong_at(
-                ("proxy_protocol",), f"required, but nobody may send the header; add trusted_peers: [{example}]"
-            )
+            message = f"required, but nobody may send the header; add trusted_peers: [{example}]"
+            value.towards("proxy_protocol").wrong(message)
         for number, peer in enumerate(self.trusted_peers):
             if isinstance(peer, Uid) != on_unix:
                 here, seen = ("a Unix socket", "uids") if on_unix else ("a TCP address", "networks")
                 message = f"{peer} cannot be seen on {here}, where peers are known by their {seen}; write {example}"
-                raise _wrong_at(("trusted_peers", number), message)
+                value.towards("trusted_peers", number).wrong(message)
         return self
 
 
+Family = Literal["ipv4", "ipv6", "both"]
+
+
+@dataclass(frozen=True, slots=True)
 class ResolverConfig(Section):
-    nameservers: tuple[Nameserver, ...] = ()  # none: the system's, from /etc/resolv.conf
-    family: Literal["ipv4", "ipv6", "both"] = "both"
-    timeout: PositiveDuration = 2.0
-    min_ttl: Duration = 1.0
-    max_ttl: Duration = 300.0
-    negative_ttl: Duration = 5.0
-    stale_ttl: Duration = 0.0
-    cache_size: Annotated[Whole, Field(ge=1, le=1_000_000)] = 10_000
+    nameservers: tuple[str, ...] = setting((), each(parse_nameserver))  # none: the system's, from /etc/resolv.conf
+    family: Family = setting("both", choice(Family))
+    timeout: float = setting(2.0, parsed(parse_positive_duration))
+    min_ttl: float = setting(1.0, parsed(parse_duration))
+    max_ttl: float = setting(300.0, parsed(parse_duration))
+    negative_ttl: float = setting(5.0, parsed(parse_duration))
+    stale_ttl: float = setting(0.0, parsed(parse_duration))
+    cache_size: int = setting(10_000, whole(1, 1_000_000))
 
-    @model_validator(mode="after")
-    def _clamps_fit(self) -> Self:
+    def checked(self, value: Value) -> Self:
         if self.min_ttl > self.max_ttl:
-            at = "min_ttl" if "min_ttl" in self.model_fields_set else "max_ttl"
-            message = f"min_ttl is {self.min_ttl:g}s and max_ttl {self.max_ttl:g}s; lower min_ttl, or raise max_ttl"
-            raise _wrong_at((at,), message)
+            at = value.at("min_ttl") or value.towards("max_ttl")
+            at.wrong(f"min_ttl is {self.min_ttl:g}s and max_ttl {self.max_ttl:g}s; lower min_ttl, or raise max_ttl")
         return self
 
 
+Hosts = Mapping[ServerName, tuple[TcpAddress, ...]]
+
+
+def _hosts(value: Value) -> Hosts:
+    hosts: dict[ServerName, tuple[TcpAddress, ...]] = {}
+    spelled: dict[ServerName, str] = {}
+    for written, addresses in value.pairs().items():
+        found = addresses.each(parse_endpoint)
+        try:
+            name = parse_name(written)
+        except ValueError as error:
+            addresses.wrong(error)
+            continue
+        if name in hosts:  # YAML sees two spellings of one name as two keys
+            addresses.wrong(f"is the same name as {show(spelled[name])}; keep one")
+        else:
+            hosts[name], spelled[name] = found, written
+    return hosts
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream(Section):
-    port: Annotated[Whole, Field(ge=1, le=65535)] = 443
-    resolver: ResolverConfig = ResolverConfig()
-    hosts: dict[HostName, Annotated[tuple[EndpointAddress, ...], Field(min_length=1)]] = {}
-    allow_networks: tuple[AnyNetwork, ...] = ()
-    deny_networks: tuple[AnyNetwork, ...] = ()
-    connect_timeout: PositiveDuration = 5.0
-
-    @field_validator("hosts", mode="before")
-    @classmethod
-    def _names_differ(cls, hosts: object) -> object:
-        """YAML sees two spellings of one name as two keys."""
-        seen: dict[str, str] = {}
-        for written in hosts if isinstance(hosts, dict) else ():
-            name = str(written).lower().removesuffix(".")
-            if name in seen:
-                raise _wrong_at((written,), f"is the same name as {show(seen[name])}; keep one")
-            seen[name] = written
-        return hosts
+    port: int = setting(443, whole(1, 65535))
+    resolver: ResolverConfig = setting(ResolverConfig(), ResolverConfig.read)
+    hosts: Hosts = field(default_factory=dict, metadata=read_by(_hosts))
+    allow_networks: tuple[Network, ...] = setting((), each(parse_network))
+    deny_networks: tuple[Network, ...] = setting((), each(parse_network))
+    connect_timeout: float = setting(5.0, parsed(parse_positive_duration))
 
 
+@dataclass(frozen=True, slots=True)
 class PolicyFile(Section):
     """A file or a glob of policies, and the namespace that `kubectl -n` would have given its documents."""
 
-    path: Annotated[str, Field(min_length=1)]
-    namespace: Namespace | None = None
+    path: str = field(metadata=read_by(Value.text))
+    namespace: str | None = setting(None, parsed(parse_namespace), nullable=True)
+
+
+def _policy_files(value: Value) -> tuple[PolicyFile, ...]:
+    return value.every(_policy_file, may_be_empty=True)
+
+
+def _policy_file(value: Value) -> PolicyFile | None:
+    """A path by itself is a file without a namespace."""
+    match value.node.value:
+        case str():
+            return PolicyFile(value.text())
+        case dict():
+            return PolicyFile.read(value)
+        case other:
+            mend = "write its path, or {path: google.yaml, namespace: otherns}"
+            value.wrong(f"{show(other)} names no file; {mend}")
+            return None
 
 
 def _trust_domain(value: object) -> str:
@@ -195,23 +187,19 @@ def _trust_domain(value: object) -> str:
     raise ValueError(f"{show(value)} is no trust domain; {mend}")
 
 
-TrustDomain = Annotated[str, PlainValidator(_trust_domain)]
+def _labels(value: Value) -> dict[str, str]:
+    return {key: label.parsed(parse_label) or "" for key, label in value.texts().items()}
 
 
+@dataclass(frozen=True, slots=True)
 class Gateway(Section):
     """The workload that this proxy is part of: what Istio's selectors and the log's `source` fields name."""
 
-    namespace: Namespace = "istio-system"
-    root_namespace: Namespace = "istio-system"
-    labels: dict[str, Annotated[str, AfterValidator(parse_label)]] = {}
-    trust_domain: TrustDomain = "cluster.local"
-    trust_domain_aliases: tuple[TrustDomain, ...] = ()
-
-
-def _policy_file(value: object) -> object:
-    if not isinstance(value, (str, dict, PolicyFile)):
-        raise ValueError(f"{show(value)} names no file; write its path, or {{path: google.yaml, namespace: otherns}}")
-    return {"path": value} if isinstance(value, str) else value
+    namespace: str = setting("istio-system", parsed(parse_namespace))
+    root_namespace: str = setting("istio-system", parsed(parse_namespace))
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=read_by(_labels))
+    trust_domain: str = setting("cluster.local", parsed(_trust_domain))
+    trust_domain_aliases: tuple[str, ...] = setting((), each(_trust_domain))
 
 
 def _name_pattern(value: object) -> str:
@@ -220,43 +208,65 @@ def _name_pattern(value: object) -> str:
     return parse_name_pattern(value)
 
 
+def _name_patterns(value: Value) -> tuple[str, ...]:
+    return value.each(_name_pattern)
+
+
+@dataclass(frozen=True, slots=True)
 class RequireMatch(Section):
     """The names that the tunnel's SNI may be."""
 
-    require_match: Annotated[tuple[Annotated[str, PlainValidator(_name_pattern)], ...], Field(min_length=1)]
+    require_match: tuple[str, ...] = field(metadata=read_by(_name_patterns))
 
 
-def _outer_sni(value: object) -> object:
-    if isinstance(value, dict | RequireMatch) or value in ("ignore", "require_equal"):
-        return value
-    raise ValueError(f"{show(value)} is no check; write ignore, require_equal or {{require_match: ['*.example.org']}}")
+def _outer_sni(value: Value) -> Literal["ignore", "require_equal"] | RequireMatch | None:
+    match value.node.value:
+        case "ignore":
+            return "ignore"
+        case "require_equal":
+            return "require_equal"
+        case dict():
+            return RequireMatch.read(value)
+        case other:
+            mend = "write ignore, require_equal or {require_match: ['*.example.org']}"
+            value.wrong(f"{show(other)} is no check; {mend}")
+            return None
 
 
+Mode = Literal["enforce", "monitor"]
+Ech = Literal["allow", "log", "deny"]
+Registry = Literal["off", "only"]
+
+
+@dataclass(frozen=True, slots=True)
 class Policy(Section):
-    files: tuple[Annotated[PolicyFile, BeforeValidator(_policy_file)], ...] = ()
-    mode: Literal["enforce", "monitor"] = "enforce"
-    rejudge: bool = True
-    require_identity: bool = False
-    outer_sni: Annotated[
-        Annotated[Literal["ignore", "require_equal"], Tag("word")] | Annotated[RequireMatch, Tag("patterns")],
-        Discriminator(lambda value: "word" if isinstance(value, str) else "patterns"),
-        BeforeValidator(_outer_sni),
-    ] = "ignore"
-    ech: Literal["allow", "log", "deny"] = "log"
-    registry: Annotated[Literal["off", "only"], Off] = "off"
-    gateway: Gateway = Gateway()
+    files: tuple[PolicyFile, ...] = setting((), _policy_files)
+    mode: Mode = setting("enforce", choice(Mode))
+    rejudge: bool = setting(True, Value.flag)
+    require_identity: bool = setting(False, Value.flag)
+    outer_sni: Literal["ignore", "require_equal"] | RequireMatch = setting("ignore", _outer_sni)
+    ech: Ech = setting("log", choice(Ech))
+    registry: Registry = setting("off", choice(Registry))
+    gateway: Gateway = setting(Gateway(), Gateway.read)
 
 
+@dataclass(frozen=True, slots=True)
 class Timeouts(Section):
-    client_hello: PositiveDuration = 10.0
-    idle: PositiveDuration = 600.0
-    drain: Duration = 30.0
+    client_hello: float = setting(10.0, parsed(parse_positive_duration))
+    idle: float = setting(600.0, parsed(parse_positive_duration))
+    drain: float = setting(30.0, parsed(parse_duration))
 
 
+def _hello_size(value: Value) -> int | None:
+    size = value.parsed(parse_size)
+    return None if size is None else value.within(size, 512, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
 class Limits(Section):
-    connections: Annotated[Whole, Field(ge=1, le=10_000_000)] = 20_000
-    undecided_per_source: Annotated[Whole, Field(ge=1, le=10_000_000)] = 500
-    client_hello_bytes: Annotated[Size, Field(ge=512, le=1 << 20)] = 64 * 1024
+    connections: int = setting(20_000, whole(1, 10_000_000))
+    undecided_per_source: int = setting(500, whole(1, 10_000_000))
+    client_hello_bytes: int = setting(64 * 1024, _hello_size)
 
 
 SYSLOG = "syslog:"
@@ -281,115 +291,127 @@ def _share(value: object) -> float:
     raise ValueError(f"{show(value)} is no share; write a number from 0 to 1: 0.1 logs every tenth")
 
 
-Share = Annotated[float, PlainValidator(_share)]
-
-
+@dataclass(frozen=True, slots=True)
 class Sample(Section):
     """The share of the lines that an access log keeps of what went well. What did not is always kept."""
 
-    open: Share = 1.0
-    close: Share = 1.0
+    open: float = setting(1.0, parsed(_share))
+    close: float = setting(1.0, parsed(_share))
 
 
+LogFormat = Literal["json", "nginx", "envoy"]
 LogEvent = Literal["open", "close", "deny", "fail"]
-_EVENTS: frozenset[LogEvent] = frozenset(("open", "close", "deny", "fail"))
+_EVENTS: frozenset[LogEvent] = frozenset(get_args(LogEvent))
 
 
+def _events(value: Value) -> frozenset[LogEvent]:
+    return frozenset(value.every(choice(LogEvent), may_be_empty=True))
+
+
+@dataclass(frozen=True, slots=True)
 class AccessLog(Section):
     """One place where connections are told: a file, a descriptor that was inherited, or a syslog."""
 
-    path: Annotated[str, Field(min_length=1), AfterValidator(_log_path)] = "/dev/stdout"
-    format: Literal["json", "nginx", "envoy"] = "json"
-    template: Annotated[str, AfterValidator(check_template)] = DEFAULT_TEMPLATE
-    events: frozenset[LogEvent] = _EVENTS
-    sample: Sample = Sample()
+    path: str = setting("/dev/stdout", text(_log_path))
+    format: LogFormat = setting("json", choice(LogFormat))
+    template: str = setting(DEFAULT_TEMPLATE, text(check_template))
+    events: frozenset[LogEvent] = setting(_EVENTS, _events)
+    sample: Sample = setting(Sample(), Sample.read)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_line_a_connection(cls, value: object) -> object:
+    def checked(self, value: Value) -> Self:
         """nginx and Envoy tell a connection once, at its end, and so do their formats, if nothing else is asked for."""
-        if isinstance(value, dict) and value.get("format") in ("nginx", "envoy") and "events" not in value:
-            return {**value, "events": sorted(_EVENTS - {"open"})}
-        return value
-
-    @model_validator(mode="after")
-    def _template_is_used(self) -> Self:
-        if "template" in self.model_fields_set and self.format != "nginx":
-            raise _wrong_at(("template",), f"format {self.format} has none; write format: nginx, or drop the template")
+        template = value.at("template")
+        if template is not None and self.format != "nginx":
+            template.wrong(f"format {self.format} has none; write format: nginx, or drop the template")
+        if self.format != "json" and value.at("events") is None:
+            return replace(self, events=self.events - {"open"})
         return self
 
 
-def _access_logs(value: object) -> object:
+def _access_logs(value: Value) -> tuple[AccessLog, ...] | None:
     """A list of them, or one by itself."""
-    if isinstance(value, list | tuple):
-        return value
-    if isinstance(value, dict | AccessLog):
-        return (value,)
-    raise ValueError(f"{show(value)} is no access log; write {{path: /var/log/access.log}}, or a list of such")
+    match value.node.value:
+        case list():
+            return value.every(AccessLog.read)
+        case dict():
+            log = AccessLog.read(value)
+            return None if log is None else (log,)
+        case other:
+            mend = "write {path: /var/log/access.log}, or a list of such"
+            value.wrong(f"{show(other)} is no access log; {mend}")
+            return None
 
 
+@dataclass(frozen=True, slots=True)
 class Admin(Section):
     """Where to look: `address` for people on this machine, `metrics_address` for scrapers and probes from elsewhere."""
 
-    address: ListenAddress | None = TcpAddress("127.0.0.1", 9402)
-    metrics_address: AdminAddress | None = None
+    address: Address | None = setting(parse_address("127.0.0.1:9402"), parsed(parse_address), nullable=True)
+    metrics_address: TcpAddress | None = setting(None, parsed(parse_tcp_address), nullable=True)
 
 
-def _workers(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256):
+def _listeners(value: Value) -> tuple[Listener, ...]:
+    return value.every(Listener.read)
+
+
+def _workers(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 256:
         return value
     raise ValueError(f"{show(value)} is no number of workers; write auto, or a number from 1 to 256")
 
 
+@dataclass(frozen=True, slots=True)
 class Config(Section):
-    """The whole config. `base` is the folder that relative paths start from."""
+    """The whole config."""
 
-    listeners: Annotated[tuple[Listener, ...], Field(min_length=1)] = (Listener(address=TcpAddress("127.0.0.1", 8443)),)
-    upstream: Upstream = Upstream()
-    policy: Policy = Policy()
-    timeouts: Timeouts = Timeouts()
-    limits: Limits = Limits()
-    access_log: Annotated[tuple[AccessLog, ...], Field(min_length=1), BeforeValidator(_access_logs)] = (AccessLog(),)
-    admin: Admin = Admin()
-    workers: Annotated[int | Literal["auto"], PlainValidator(_workers)] = "auto"
+    listeners: tuple[Listener, ...] = setting((Listener(parse_address("127.0.0.1:8443")),), _listeners)
+    upstream: Upstream = setting(Upstream(), Upstream.read)
+    policy: Policy = setting(Policy(), Policy.read)
+    timeouts: Timeouts = setting(Timeouts(), Timeouts.read)
+    limits: Limits = setting(Limits(), Limits.read)
+    access_log: tuple[AccessLog, ...] = setting((AccessLog(),), _access_logs)
+    admin: Admin = setting(Admin(), Admin.read)
+    workers: int | Literal["auto"] = setting("auto", parsed(_workers))
 
-    @model_validator(mode="after")
-    def _outer_sni_can_arrive(self) -> Self:
-        """The SNI of the tunnel comes in a TLV, and so nothing can come to a listener without a PROXY header."""
-        if self.policy.outer_sni != "ignore":
-            for number, listener in enumerate(self.listeners):
-                if listener.proxy_protocol == "off":
-                    where = f"listeners[{number}] has no PROXY header to carry the outer SNI"
-                    raise _wrong_at(
-                        ("policy", "outer_sni"), f"{where}; set proxy_protocol: required there, or outer_sni: ignore"
-                    )
+    def checked(self, value: Value) -> Self:
+        self._check_that_the_outer_sni_can_arrive(value)
+        self._check_that_logs_differ(value)
+        self._check_that_addresses_differ(value)
         return self
 
-    @model_validator(mode="after")
-    def _logs_differ(self) -> Self:
+    def _check_that_the_outer_sni_can_arrive(self, value: Value) -> None:
+        """The SNI of the tunnel comes in a TLV, and so nothing can come to a listener without a PROXY header."""
+        without = [number for number, one in enumerate(self.listeners) if one.proxy_protocol == "off"]
+        if self.policy.outer_sni != "ignore" and without:
+            where = f"listeners[{without[0]}] has no PROXY header to carry the outer SNI"
+            mend = "set proxy_protocol: required there, or outer_sni: ignore"
+            value.towards("policy", "outer_sni").wrong(f"{where}; {mend}")
+
+    def _check_that_logs_differ(self, value: Value) -> None:
         """A place is opened once, and has one format."""
         seen: dict[str, int] = {}
         for number, log in enumerate(self.access_log):
-            if log.path in seen:
-                message = f"{log.path} is access_log[{seen[log.path]}].path too; give each its own"
-                raise _wrong_at(("access_log", number, "path"), message)
-            seen[log.path] = number
-        return self
+            first = seen.setdefault(log.path, number)
+            if first != number:
+                message = f"{log.path} is access_log[{first}].path too; give each its own"
+                value.towards("access_log", number, "path").wrong(message)
 
-    @model_validator(mode="after")
-    def _addresses_differ(self) -> Self:
+    def _check_that_addresses_differ(self, value: Value) -> None:
         """One socket cannot serve two purposes. Port 0 is a new one each time."""
         places: list[tuple[tuple[str | int, ...], Address | None]] = [
             (("admin", "address"), self.admin.address),
             (("admin", "metrics_address"), self.admin.metrics_address),
-            *((("listeners", number, "address"), listener.address) for number, listener in enumerate(self.listeners)),
+            *((("listeners", number, "address"), one.address) for number, one in enumerate(self.listeners)),
         ]
+        places.sort(
+            key=lambda place: value.towards(*place[0]).path == place[0]
+        )  # defaults first: they are not the fault
         seen: dict[Address, str] = {}
-        for at, address in places:
+        for path, address in places:
             if address is None or (isinstance(address, TcpAddress) and address.port == 0):
                 continue
-            where = f"listeners[{at[1]}].address" if at[0] == "listeners" else ".".join(map(str, at))
-            if address in seen:
-                raise _wrong_at(at, f"{address} is {seen[address]} too; give each its own")
-            seen[address] = where
-        return self
+            first = seen.setdefault(address, dotted(path))
+            if first != dotted(path):
+                value.towards(*path).wrong(f"{address} is {first} too; give each its own")

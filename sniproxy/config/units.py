@@ -1,7 +1,6 @@
 """The values that config and policy files are written in, each parsed once, with its mend in the error.
 
-Every parser takes what YAML gave (or a value that is parsed already) and raises ValueError with a sentence that
-says what is wrong and how to write it.
+Every parser takes what YAML gave and raises ValueError with a sentence that says what is wrong and how to write it.
 """
 
 import contextlib
@@ -9,9 +8,6 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import PlainValidator
 
 from sniproxy.names import InvalidNameError, ServerName, parse_server_name
 
@@ -70,8 +66,6 @@ def parse_size(value: object) -> int:
 
 def parse_network(value: object) -> Network:
     """An IP network, from "10.0.0.0/8", or the single address in "192.0.2.1"."""
-    if isinstance(value, Network):
-        return value
     try:
         loose = ipaddress.ip_network(value if isinstance(value, str) else "", strict=False)
     except ValueError:
@@ -154,8 +148,6 @@ _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 def parse_tcp_address(value: object) -> TcpAddress:
     """An IP address and port: "127.0.0.1:8443", "[::1]:8443", "0.0.0.0:8443"."""
-    if isinstance(value, TcpAddress):
-        return value
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -181,8 +173,6 @@ def parse_endpoint(value: object) -> TcpAddress:
 
 def parse_address(value: object) -> Address:
     """A TCP address, or "unix:/path"."""
-    if isinstance(value, UnixAddress):
-        return value
     if not isinstance(value, str) or not value.startswith("unix:"):
         return parse_tcp_address(value)
     path = value.removeprefix("unix:")
@@ -211,8 +201,6 @@ class Uid:
 
 def parse_trusted_peer(value: object) -> Network | Uid:
     """Who may inject an identity: a network, or "uid:1337" on a Unix socket."""
-    if isinstance(value, Uid):
-        return value
     if isinstance(value, str) and value.startswith("uid:"):
         uid = value.removeprefix("uid:")
         if not re.fullmatch(r"[0-9]{1,10}", uid) or int(uid) > _MAX_UID:
@@ -241,21 +229,8 @@ def parse_namespace(value: object) -> str:
     return value
 
 
-def parse_label(value: str) -> str:
+def parse_label(value: object) -> str:
     """The value of a Kubernetes label."""
-    if not _LABEL.fullmatch(value):
+    if not isinstance(value, str) or not _LABEL.fullmatch(value):
         raise ValueError(f"{show(value)} is no label's value; write up to 63 letters, digits, '-', '_' and '.'")
     return value
-
-
-Duration = Annotated[float, PlainValidator(parse_duration)]
-PositiveDuration = Annotated[float, PlainValidator(parse_positive_duration)]
-Size = Annotated[int, PlainValidator(parse_size)]
-AnyNetwork = Annotated[Network, PlainValidator(parse_network)]
-HostName = Annotated[ServerName, PlainValidator(parse_name)]
-EndpointAddress = Annotated[TcpAddress, PlainValidator(parse_endpoint)]
-AdminAddress = Annotated[TcpAddress, PlainValidator(parse_tcp_address)]
-ListenAddress = Annotated[Address, PlainValidator(parse_address)]
-TrustedPeer = Annotated[Network | Uid, PlainValidator(parse_trusted_peer)]
-Nameserver = Annotated[str, PlainValidator(parse_nameserver)]
-Namespace = Annotated[str, PlainValidator(parse_namespace)]

@@ -21,9 +21,9 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import product
 
+from sniproxy.config.fields import Value, nearest, parse_text
 from sniproxy.config.units import show
 from sniproxy.names import InvalidNameError, parse_server_name
-from sniproxy.policy.fields import Value, nearest, parse_text
 from sniproxy.policy.model import Action, Attribute, Clause, Condition, Ground, Rule
 
 # Sources times operations of one rule.

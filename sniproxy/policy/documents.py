@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sniproxy.config.fields import Notes, TooMuchError, Value, parse_text
 from sniproxy.config.model import Policy, PolicyFile, RequireMatch
 from sniproxy.config.units import Network, parse_name_pattern, parse_namespace, parse_network, show
 from sniproxy.config.yaml_source import BadInputError, Node, Problem, each_document, printable
-from sniproxy.policy.fields import Notes, TooMuchError, Value, parse_text
 from sniproxy.policy.istio import IstioDocuments
 from sniproxy.policy.lint import lint
 from sniproxy.policy.match import parse_identity_pattern
@@ -260,7 +260,7 @@ def _rule(value: Value, policy: str) -> Rule | None:
 
 def _networks(value: Value) -> tuple[Network, ...]:
     """Other than a condition, this list may be empty: it opens nothing then."""
-    return () if value.node.value == [] else value.each(parse_network)
+    return value.each(parse_network, may_be_empty=True)
 
 
 def _clause(fields: dict[str, Value]) -> Iterable[Condition]:

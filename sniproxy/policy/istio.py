@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sniproxy.config.fields import Notes, Value, listed, nearest
 from sniproxy.config.model import Gateway
 from sniproxy.config.units import parse_namespace, show
 from sniproxy.policy.authorization_policy import AuthorizationPolicy, TrustDomains
-from sniproxy.policy.fields import Notes, Value, listed, nearest
 from sniproxy.policy.model import Action, Ground, Rule
 from sniproxy.policy.service_entry import registration
 

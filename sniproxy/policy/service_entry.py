@@ -4,8 +4,8 @@ An entry registers its hosts at the numbers of its ports, for the namespaces tha
 are, and how they are found, is not judged: the proxy dials the name that it was asked for.
 """
 
+from sniproxy.config.fields import Value, parse_text
 from sniproxy.config.units import parse_name_pattern, parse_namespace, show
-from sniproxy.policy.fields import Value, parse_text
 from sniproxy.policy.model import Attribute, Clause, Condition
 
 _SPEC = (

@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sniproxy.config.load import load_config
@@ -99,9 +99,9 @@ def load(source: Source) -> Loaded:
     loaded = load_config(source.config)
     config = loaded.config
     if source.listen is not None:
-        config = config.model_copy(update={"listeners": (Listener(address=source.listen),)})
+        config = replace(config, listeners=(Listener(address=source.listen),))
     if source.workers is not None:
-        config = config.model_copy(update={"workers": source.workers})
+        config = replace(config, workers=source.workers)
     policy = load_policy(config.policy, loaded.policy_files, source.rules, port=config.upstream.port)
     return Loaded(config, policy, tuple(path for path, _ in loaded.policy_files))
 

@@ -5,6 +5,7 @@ these keys keep their old values, each is named, and all the rest is in force.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sniproxy.config.model import Config, Listener
 
@@ -12,10 +13,8 @@ from sniproxy.config.model import Config, Listener
 def settle(running: Config, wanted: Config) -> tuple[Config, tuple[str, ...]]:
     """The config to go on with, and a sentence for each key that needs a restart."""
     listeners, told = _matched(running.listeners, wanted.listeners)
-    admin = wanted.admin.model_copy(
-        update={"address": running.admin.address, "metrics_address": running.admin.metrics_address}
-    )
-    settled = wanted.model_copy(update={"listeners": listeners, "admin": admin, "workers": running.workers})
+    admin = replace(wanted.admin, address=running.admin.address, metrics_address=running.admin.metrics_address)
+    settled = replace(wanted, listeners=listeners, admin=admin, workers=running.workers)
     return settled, (*told, *_others(running, wanted))
 
 

@@ -5,15 +5,17 @@ The messages stand here in full, because they are what a user gets who has made 
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sniproxy.config.load import LoadedConfig, load_config, validate
+from sniproxy.config.load import LoadedConfig, load_config, read_config
 from sniproxy.config.log_template import VARIABLES
 from sniproxy.config.model import Config, PolicyFile, RequireMatch
+from sniproxy.config.section import Section
 from sniproxy.config.yaml_source import BadInputError, parse_documents
 
 CONFIG = Path("sniproxy.yaml")
@@ -98,6 +100,7 @@ WRONG = {
         "upstream: {resolver: {nameservers: 8.8.8.8}}\n",
         ["1: upstream.resolver.nameservers must be a list, not '8.8.8.8'; write ['8.8.8.8']"],
     ),
+    "an empty text for a list": ("listeners: ''\n", ["1: listeners must be a list, not ''; write ['']"]),
     "an empty list": ("listeners: []\n", ["1: listeners is empty; fill it, or drop it"]),
     "an item of the wrong kind": (
         "listeners: [127.0.0.1:8443]\n",
@@ -237,6 +240,13 @@ WRONG = {
             "7: upstream.hosts.e[0]: '127.0.0.1:0' has the port 0, where nothing can listen; write the real one",
         ],
     ),
+    "a name and an address of one host": (
+        "upstream:\n  hosts:\n    '*.x': [localhost:1]\n",
+        [
+            f"3: upstream.hosts['*.x'][0]: 'localhost:1' {ADDRESS}",
+            "3: upstream.hosts['*.x']: '*.x' is not a DNS host name; write it as en.wikipedia.org",
+        ],
+    ),
     "a host in two spellings": (
         "upstream:\n  hosts:\n    a.org: ['127.0.0.1:1']\n    A.org.: ['127.0.0.1:2']\n",
         ["4: upstream.hosts['A.org.']: is the same name as 'a.org'; keep one"],
@@ -272,6 +282,19 @@ WRONG = {
             )
         ],
     ),
+    "each peer that cannot be seen": (
+        (
+            "listeners:\n  - address: 127.0.0.1:1\n    proxy_protocol: required\n    trusted_peers:\n"
+            "      - uid:3\n      - 10.0.0.0/8\n      - uid:4\n"
+        ),
+        [
+            (
+                f"{line}: listeners[0].trusted_peers[{number}]: uid:{uid} cannot be seen on a TCP address, where peers "
+                "are known by their networks; write 127.0.0.0/8"
+            )
+            for line, number, uid in ((5, 0, 3), (7, 2, 4))
+        ],
+    ),
     "a user by name": (
         "listeners:\n  - {address: unix:/s, proxy_protocol: required, trusted_peers: [uid:root]}\n",
         ["2: listeners[0].trusted_peers[0]: 'uid:root' names no user; write the user's number: uid:1337"],
@@ -292,10 +315,27 @@ WRONG = {
         "listeners:\n  - address: 127.0.0.1:1\n    identity:\n      tlvs: {principal: 2}\n",
         ["4: listeners[0].identity.tlvs: both attributes have the type 0x02; give each its own"],
     ),
+    "TLV types that the protocol has taken": (
+        (
+            "listeners:\n  - address: 127.0.0.1:1\n    identity:\n"
+            "      tlvs: {principal: 3, requested_server_name: 0x20}\n"
+        ),
+        [
+            (
+                f"4: listeners[0].identity.tlvs: {name}: {kind} means something else in the PROXY protocol; "
+                "0xE0 to 0xEF are free"
+            )
+            for name, kind in (("principal", "0x03"), ("requested_server_name", "0x20"))
+        ],
+    ),
     # Addresses that meet.
     "two listeners on one address": (
         "listeners:\n  - address: 127.0.0.1:1\n  - address: 127.0.0.1:1\n",
         ["3: listeners[1].address: 127.0.0.1:1 is listeners[0].address too; give each its own"],
+    ),
+    "the admin on the default address of the listener": (
+        "workers: 1\nadmin: {address: '127.0.0.1:8443'}\n",
+        ["2: admin.address: 127.0.0.1:8443 is listeners[0].address too; give each its own"],
     ),
     "two listeners on one socket file": (
         "listeners:\n  - address: unix:/s\n  - address: unix:/s\n",
@@ -366,8 +406,8 @@ WRONG = {
     "patterns of the outer SNI under another key": (
         "policy: {outer_sni: {require_matches: [a.org]}}\n",
         [
-            "1: policy.outer_sni lacks the key 'require_match'; add it",
             "1: unknown key 'require_matches' in policy.outer_sni; did you mean 'require_match'?",
+            "1: policy.outer_sni lacks the key 'require_match'; add it",
         ],
     ),
     "no patterns of the outer SNI": (
@@ -421,6 +461,18 @@ WRONG = {
         "access_log:\n  - {path: /var/log/a}\n  - {path: /var/log/b}\n  - {path: /var/log/a}\n",
         ["4: access_log[2].path: /var/log/a is access_log[0].path too; give each its own"],
     ),
+    "one place twice, by default": (
+        "access_log:\n  - format: json\n  - format: nginx\n",
+        ["3: access_log[1]: /dev/stdout is access_log[0].path too; give each its own"],
+    ),
+    "a template that is empty": (
+        "access_log: {format: nginx, template: ''}\n",
+        ["1: access_log.template is empty; fill it, or drop it"],
+    ),
+    "a template that is no text": (
+        "access_log: {format: nginx, template: 3}\n",
+        ["1: access_log.template must be text, not 3; put it in quotes"],
+    ),
     "a syslog without a socket": (
         "access_log: {path: 'syslog:dev/log'}\n",
         [
@@ -433,6 +485,20 @@ WRONG = {
         ["1: access_log: '/dev/stdout' is no access log; write {path: /var/log/access.log}, or a list of such"],
     ),
     # All at once.
+    "what does not fit together, in each of the ways": (
+        (
+            "policy: {outer_sni: require_equal}\naccess_log: [{path: /a}, {path: /a}]\n"
+            "listeners:\n  - address: unix:/s\n  - address: unix:/s\n"
+        ),
+        [
+            (
+                "1: policy.outer_sni: listeners[0] has no PROXY header to carry the outer SNI; set proxy_protocol: "
+                "required there, or outer_sni: ignore"
+            ),
+            "2: access_log[1].path: /a is access_log[0].path too; give each its own",
+            "5: listeners[1].address: unix:/s is listeners[0].address too; give each its own",
+        ],
+    ),
     "several problems, in the order of their lines": (
         "workers: 0\nupstream: {port: x}\ntimeouts: {idle: 3}\nadmin: {adress: 1}\n",
         [
@@ -486,7 +552,10 @@ def test_the_outer_sni_is_checked_where_every_listener_can_be_told_it(text: str,
     assert config.policy.outer_sni == check
 
 
-BOOLEANS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False, "No": False, "ON": True}
+BOOLEANS = {
+    **dict.fromkeys(("yes", "on", "true", "ON", "y", "'true'", "1"), True),
+    **dict.fromkeys(("no", "off", "false", "No", "N", "'false'", "0"), False),
+}
 
 
 @pytest.mark.parametrize(("word", "value"), BOOLEANS.items())
@@ -529,16 +598,16 @@ def check(text: str) -> list[str]:
     """The problems of a config that is in no file."""
     try:
         for node in parse_documents(text.encode(), "f"):
-            validate(Config, node, "f")
+            read_config(node, "f")
     except BadInputError as error:
         return [str(problem) for problem in error.problems]
     return []
 
 
-def _names(model: object = Config) -> Iterator[str]:
-    for name, info in getattr(model, "model_fields", {}).items():
-        yield name
-        yield from _names(info.annotation)
+def _names(section: object = Config) -> Iterator[str]:
+    for each in fields(section) if isinstance(section, type) and issubclass(section, Section) else ():
+        yield each.name
+        yield from _names(each.type)
 
 
 SOME = (
@@ -558,7 +627,7 @@ TREES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(list(Config.model_fields)), TREES, max_size=4))
+@given(st.dictionaries(st.sampled_from([each.name for each in fields(Config)]), TREES, max_size=4))
 def test_any_values_at_known_keys_are_read_or_refused(config: dict[str, object]) -> None:
     """Each problem is one line in our own words, none of them a library's."""
     told = check(json.dumps(config))  # JSON is YAML

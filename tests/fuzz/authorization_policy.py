@@ -1,12 +1,12 @@
 """Istio's AuthorizationPolicy documents."""
 
+from dataclasses import replace
+
 from sniproxy.config.model import Policy
 from sniproxy.policy.authorization_policy import MAX_CLAUSES
 from tests.fuzz.policy_files import GATEWAY, check_policy
 
-_POLICY = Policy(
-    gateway=GATEWAY.model_copy(update={"trust_domain": "td1", "trust_domain_aliases": ("old-td", "cluster.local")})
-)
+_POLICY = Policy(gateway=replace(GATEWAY, trust_domain="td1", trust_domain_aliases=("old-td", "cluster.local")))
 
 
 def fuzz(data: bytes) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+from sniproxy.config.fields import MAX_NOTES
 from sniproxy.config.model import Gateway, Policy, PolicyFile
 from sniproxy.config.yaml_source import BadInputError
 from sniproxy.identity.spiffe import UNKNOWN, Identity, InvalidSpiffeIdError, parse_principal
@@ -10,7 +11,6 @@ from sniproxy.names import InvalidNameError, ServerName, parse_server_name
 from sniproxy.policy.documents import LoadedPolicy, load_policy
 from sniproxy.policy.engine import Engine
 from sniproxy.policy.explain import explain
-from sniproxy.policy.fields import MAX_NOTES
 from sniproxy.policy.model import Attribute, Request, Rule, Rulebook
 from tests.fuzz.files import check_error, check_problem, file_of
 from tests.policy import plain

@@ -5,7 +5,7 @@ import sys
 
 import atheris
 
-# What is imported here counts for coverage. pydantic and PyYAML do their work in C and Rust, unseen.
+# What is imported here counts for coverage. PyYAML does its work in C, unseen.
 with atheris.instrument_imports(include=["sniproxy"]):
     from tests.fuzz.targets import TARGETS
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from sniproxy.config.model import Config, Section
+from sniproxy.config.model import Config
+from sniproxy.config.section import Section
 from sniproxy.config.units import parse_duration
 from tests.support.helm import (
     CHART,
@@ -378,8 +380,8 @@ CHARTS_OWN = {"listeners", "admin", "policy.files", "policy.gateway", "timeouts.
 
 def keys_of(section: type[Section], path: str = "") -> Iterator[str]:
     """The keys of the config's model, nested ones with dots."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
+    for field in fields(section):
+        name, kind = field.name, field.type
         if f"{path}{name}" in CHARTS_OWN:
             continue
         if isinstance(kind, type) and issubclass(kind, Section) and f"{path}{name}" not in OPEN:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniproxy.config.log_template import DEFAULT_TEMPLATE, VARIABLES
-from sniproxy.config.model import Config
 from sniproxy.identity.spiffe import MAX_LENGTH, SCHEME, parse_principal
 from sniproxy.observe.lines import JsonLines, LineFormat
 from sniproxy.observe.text_lines import FLAGS, STATUS, EnvoyLines, NginxLines
@@ -21,6 +20,7 @@ from sniproxy.outcome import Event, Reason
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
 from tests.observe.records import HOSTILE, IDENTITY, as_recorded, refused, relayed
+from tests.support.configs import config_of
 
 # 2018-08-01 15:32:02 UTC, when the first line of the seed was written.
 THEN = 1533137522.75
@@ -254,7 +254,7 @@ class TestTheDocument:
 
     def test_its_config_is_one(self) -> None:
         (block,) = re.findall(r"```yaml\n(.*?)```", self.text, re.DOTALL)
-        stdout, file = Config.model_validate(yaml.safe_load(block)).access_log
+        stdout, file = config_of(yaml.safe_load(block)).access_log
         assert (stdout.sample.open, file.template) == (0.1, DEFAULT_TEMPLATE)
 
     def test_its_line_of_nginx_is_the_default(self) -> None:

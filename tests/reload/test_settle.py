@@ -1,5 +1,9 @@
 """What a running proxy takes from a new config."""
 
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+
 import pytest
 
 from sniproxy.config.model import Admin, Config, Limits, Listener, Timeouts
@@ -7,18 +11,16 @@ from sniproxy.config.units import TcpAddress
 from sniproxy.reload.settle import settle
 
 FIRST, SECOND, THIRD = (TcpAddress("127.0.0.1", port) for port in (1, 2, 3))
-SHORT = Timeouts.model_validate({"idle": "1s"})
+SHORT = Timeouts(idle=1.0)
 RUNNING = Config(listeners=(Listener(address=FIRST), Listener(address=SECOND)), workers=2)
 
 
 def trusting(address: TcpAddress) -> Listener:
-    return Listener.model_validate(
-        {"address": str(address), "proxy_protocol": "required", "trusted_peers": ["127.0.0.0/8"]}
-    )
+    return Listener(address=address, proxy_protocol="required", trusted_peers=(ip_network("127.0.0.0/8"),))
 
 
-def changed(**update: object) -> Config:
-    return RUNNING.model_copy(update=update)
+def changed(**update: Any) -> Config:
+    return replace(RUNNING, **update)
 
 
 CASES: dict[str, tuple[Config, Config, tuple[str, ...]]] = {

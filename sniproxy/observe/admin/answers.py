@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
-
+from sniproxy.config.section import Section
 from sniproxy.observe.admin.history import SECONDS, History
 from sniproxy.observe.admin.in_force import InForce
 from sniproxy.observe.metrics import (
@@ -94,8 +94,8 @@ async def policy(board: Scoreboard, in_force: InForce) -> Json:
 def plain(value: object) -> object:
     """A part of the config in JSON's types, under the config's own keys; times in seconds, sizes in bytes."""
     match value:
-        case BaseModel():
-            return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+        case Section():
+            return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
         case Mapping():
             return {str(key): plain(each) for key, each in value.items()}
         case frozenset():

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from sniproxy.config import fields
+from sniproxy.config.fields import Notes, TooMuchError, Value, listed, nearest, parse_text
 from sniproxy.config.yaml_source import parse_documents
-from sniproxy.policy import fields
-from sniproxy.policy.fields import Notes, TooMuchError, Value, listed, nearest, parse_text
 
 
 def value(text: str, notes: Notes | None = None) -> Value:
@@ -35,7 +35,16 @@ READINGS: dict[str, tuple[str, Callable[[Value], object], object]] = {
     "what is made of each entry": ("[x, y]", lambda it: it.each(parse_text), ("x", "y")),
     "text": ("x", Value.text, "x"),
     "one of some words": ("x", lambda it: it.choice("x", "y"), "x"),
+    "off, which other tools made false": ("false", lambda it: it.choice("off", "on"), "off"),
     "a whole number": ("3", lambda it: it.whole(1, 5), 3),
+    "a number within bounds": ("3KiB", lambda it: it.within(3072, 1, 4096), 3072),
+    "a word for true": ("Yes", Value.flag, True),
+    "a word for false": ("'off'", Value.flag, False),
+    "an empty list that may be": ("[]", lambda it: it.each(parse_text, may_be_empty=True), ()),
+    "what is read of each entry": ("[x, y]", lambda it: it.every(Value.text), ("x", "y")),
+    "the values of a mapping with any keys": ("{b: x, c d: y}", lambda it: list(it.pairs()), ["b", "c d"]),
+    "a value far below": ("{b: [x, y]}", lambda it: str(it.towards("b", 1)), "a.b[1]"),
+    "the last value on the way to one that is not there": ("{b: []}", lambda it: str(it.towards("b", 1, "c")), "a.b"),
 }
 
 
@@ -71,6 +80,18 @@ REFUSED: dict[str, tuple[str, Callable[[Value], object], list[str]]] = {
     "a list for a word": ("[x]", lambda it: it.choice("x", "y", "z"), ["a must be x, y or z, not a list"]),
     "no number": ("'3'", lambda it: it.whole(1, 5), ["a must be a whole number, not '3'; take the quotes off"]),
     "true for a number": ("true", lambda it: it.whole(1, 5), ["a must be a whole number, not true"]),
+    "another number for true": ("2", Value.flag, ["a must be true or false, not 2"]),
+    "a list for true": ("[true]", Value.flag, ["a must be true or false, not a list"]),
+    "false for a word": ("false", lambda it: it.choice("x", "y"), ["a must be x or y, not false"]),
+    "what stands for too much": ("4KiB", lambda it: it.within(4096, 1, 5), ["a must be at most 5, not '4KiB'"]),
+    "no list to read": ("''", lambda it: it.every(Value.text), ["a must be a list, not ''; write ['']"]),
+    "an empty list to read": ("[]", lambda it: it.every(Value.text), ["a is empty; fill it, or drop it"]),
+    "entries that cannot be read": (
+        "[1, null]",
+        lambda it: it.every(lambda entry: entry.text() or None),
+        ["a[0] must be text, not 1; put it in quotes", "a[1] has no value; give it one, or drop it"],
+    ),
+    "what is wrong by itself": ("x", lambda it: it.wrong("is not so"), ["a: is not so"]),
     "a number that is too small": ("0", lambda it: it.whole(1, 5), ["a must be at least 1, not 0"]),
     "a number that is too large": ("6", lambda it: it.whole(1, 5), ["a must be at most 5, not 6"]),
 }
