@@ -6,12 +6,13 @@ import resource
 import structlog
 
 from sniproxy.config.model import Config
+from sniproxy.net.resolver import question_sockets
 
 _log = structlog.get_logger()
 
-# A connection is two sockets. Beside them a worker has its listeners, its logs, DNS, and the pipes.
+# A connection is two sockets. Beside them a worker has its listeners, its logs, and the pipes; and those for DNS.
 _DESCRIPTORS_PER_CONNECTION = 2
-_SPARE_DESCRIPTORS = 320
+_SPARE_DESCRIPTORS = 256
 
 
 def worker_count(config: Config) -> int:
@@ -41,7 +42,8 @@ def connection_limit(config: Config, workers: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return config.limits.connections
-    possible = max(1, (hard - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_CONNECTION) * workers
+    for_connections = hard - _SPARE_DESCRIPTORS - question_sockets(hard)
+    possible = max(1, for_connections // _DESCRIPTORS_PER_CONNECTION) * workers
     if config.limits.connections > possible:
         _log.warning(
             "limits.connections is more than there are descriptors for",

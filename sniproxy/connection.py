@@ -21,7 +21,7 @@ from sniproxy.live import Connection, LiveConnections
 from sniproxy.names import ServerName
 from sniproxy.net.dial import Connected, dial
 from sniproxy.net.dns_cache import Answer, FailureKind
-from sniproxy.net.guard import Endpoint, Guard
+from sniproxy.net.guard import Endpoint, Guard, Vetted
 from sniproxy.net.listener import Peer
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
@@ -37,6 +37,7 @@ from sniproxy.quick import make
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
 from sniproxy.wire.client_hello import ClientHello, HelloError
+from sniproxy.wire.hello_retry import HelloWatch
 from sniproxy.wire.need_more import NEED_MORE
 from sniproxy.wire.proxy_protocol import NotSent
 
@@ -52,6 +53,9 @@ _DNS_REASONS = {
     FailureKind.FAILED: Reason.DNS_FAILED,
 }
 _NAMELESS = {Reason.NO_SNI, Reason.SNI_IS_IP, Reason.INVALID_SNI, Reason.DNS_NXDOMAIN}
+
+# Of the forbidden addresses of a mixed answer, in the log.
+_DROPPED_TOLD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,11 @@ class Proxy:
             # Where is it?
             addresses = self._at_hand(server_name, config) or await self._resolve(server_name)
             connection.is_static = not isinstance(addresses, Answer)
-            endpoints = _vet(addresses, permit, snapshot)
+            vetted = _vet(addresses, permit, snapshot)
+            if not vetted.endpoints and isinstance(addresses, Answer):
+                # The family that came first may be forbidden as a whole, where the other one is not.
+                vetted = _vet(await self.resolver.complete(server_name, addresses), permit, snapshot)
+            endpoints = _note_dropped(record, vetted)
             await turn()
             connecting = time.monotonic()
             upstream = await dial(permit, endpoints, config.upstream.connect_timeout, self.readiness)
@@ -209,14 +217,15 @@ class Proxy:
 
     def _relay(self, connection: Connection, upstream: Connected) -> Pending[Reason]:
         """Let the bytes flow: to the reason for which they end."""
-        meter = self.ledger.meter
-        idle = self.snapshot.config.timeouts.idle
+        meter, config = self.ledger.meter, self.snapshot.config
+        idle = config.timeouts.idle
         relay = Relay(
             connection.downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent
         )
         connection.relay = relay
         self.live.add(connection)
-        return relay.start(connection.take_head(), upstream.events)
+        watch = HelloWatch(ServerName(connection.record.server_name), config.limits.client_hello_bytes)
+        return relay.start(connection.take_head(), upstream.events, watch)
 
     def _finish(self, connection: Connection) -> None:
         """Give everything back, and tell the end."""
@@ -227,6 +236,8 @@ class Proxy:
         if connection.relay is not None:
             connection.relay.close()
             record.received, record.sent = connection.relay.received, connection.relay.sent
+            if record.reason is Reason.SNI_CHANGED:
+                record.detail = connection.relay.detail
         self._close(connection.downstream)
         if connection.upstream is not None:
             self._close(connection.upstream)
@@ -250,14 +261,23 @@ def _unresolved(error: ResolutionError) -> ConnectionEndedError:
     return ConnectionEndedError(_DNS_REASONS[error.kind], str(error))
 
 
-def _vet(addresses: Addresses, permit: Permit, snapshot: Snapshot) -> tuple[Endpoint, ...]:
-    """The endpoints that may be dialled for this permit."""
+def _vet(addresses: Addresses, permit: Permit, snapshot: Snapshot) -> Vetted:
+    """What may be dialled for this permit."""
     if isinstance(addresses, Answer):
-        vetted = snapshot.guard.vet(addresses.addresses, snapshot.config.upstream.port, permit.allow_networks)
-    else:
-        vetted = snapshot.guard.vet_static((address.host, address.port) for address in addresses)
+        return snapshot.guard.vet(addresses.addresses, snapshot.config.upstream.port, permit.allow_networks)
+    return snapshot.guard.vet_static((address.host, address.port) for address in addresses)
+
+
+def _note_dropped(record: Record, vetted: Vetted) -> tuple[Endpoint, ...]:
+    """The endpoints that are left, and in the record those that are not. Raises ConnectionEndedError if none is."""
+    refusals = vetted.refusals
     if not vetted.endpoints:
-        raise ConnectionEndedError(Reason.DESTINATION_FORBIDDEN, "; ".join(vetted.refusals))
+        raise ConnectionEndedError(Reason.DESTINATION_FORBIDDEN, "; ".join(refusals))
+    if refusals:
+        # A name that points outside and inside at once is how DNS rebinding looks, so the log tells of it.
+        more = f"; and {len(refusals) - _DROPPED_TOLD} more" if len(refusals) > _DROPPED_TOLD else ""
+        dropped = "; ".join(refusals[:_DROPPED_TOLD])
+        record.detail = "; ".join(filter(None, (record.detail, f"not dialled: {dropped}{more}")))
     return vetted.endpoints
 
 

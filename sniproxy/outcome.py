@@ -56,6 +56,7 @@ class Reason(Enum):
     UPSTREAM_RESET = "upstream_reset", Event.CLOSE
     IDLE_TIMEOUT = "idle_timeout", Event.CLOSE
     POLICY_CHANGED = "policy_changed", Event.CLOSE
+    SNI_CHANGED = "sni_changed", Event.CLOSE
     DRAIN = "drain", Event.CLOSE
 
     word: str
@@ -77,6 +78,7 @@ DONE: Final = Reason.DONE
 INTERNAL: Final = Reason.INTERNAL
 CLIENT_RESET: Final = Reason.CLIENT_RESET
 UPSTREAM_RESET: Final = Reason.UPSTREAM_RESET
+SNI_CHANGED: Final = Reason.SNI_CHANGED
 
 
 class ConnectionEndedError(Exception):

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from sniproxy.capacity import connection_limit, worker_count
 from sniproxy.config.model import Config, Limits
+from sniproxy.net.resolver import question_sockets
 
 
 def limited(connections: int) -> Config:
@@ -46,11 +47,18 @@ def test_the_limit_is_what_the_config_says_where_there_is_room(
 
 
 def test_it_is_lowered_to_what_there_is_room_for(descriptors: Callable[[int, int], list[tuple[int, int]]]) -> None:
-    """Two descriptors a connection, in each worker, and some to spare; with a warning."""
-    descriptors(1320, 1320)
+    """Two descriptors a connection, in each worker, beside those for DNS, and some to spare; with a warning."""
+    descriptors(4000, 4000)
     with capture_logs() as logs:
-        assert connection_limit(limited(20_000), workers=2) == 1000
-    assert [(line["configured"], line["used"], line["descriptors"]) for line in logs] == [(20_000, 1000, 1320)]
+        assert connection_limit(limited(20_000), workers=2) == 4000 - 256 - question_sockets(4000) == 3244
+    assert [(line["configured"], line["used"], line["descriptors"]) for line in logs] == [(20_000, 3244, 4000)]
+
+
+def test_there_is_room_for_one_connection_however_few_descriptors_there_are(
+    descriptors: Callable[[int, int], list[tuple[int, int]]],
+) -> None:
+    descriptors(100, 100)
+    assert connection_limit(limited(20_000), workers=1) == 1
 
 
 def test_what_we_may_have_is_taken(descriptors: Callable[[int, int], list[tuple[int, int]]]) -> None:

@@ -114,6 +114,7 @@ class Names:
 
     lookups: dict[str, Lookup] = field(default_factory=dict)
     known: dict[str, Answer] = field(default_factory=dict)
+    whole: dict[str, Answer] = field(default_factory=dict)  # where a family comes late
     asked: list[str] = field(default_factory=list)
 
     def cached(self, name: ServerName) -> Answer | None:
@@ -123,6 +124,9 @@ class Names:
         self.asked.append(name)
         lookup = self.lookups.get(name)
         return Answer(("127.0.0.1",), 60.0) if lookup is None else await lookup()
+
+    async def complete(self, name: ServerName, answer: Answer) -> Answer:
+        return self.whole.get(name, answer)
 
 
 @dataclass
@@ -329,7 +333,7 @@ async def test_a_hello_that_may_hide_its_name_is_served_and_noted(its: World) ->
 
 def changed(its: World, *rules: Rule, rejudge: bool = True, networks: str = "127.0.0.0/8") -> Snapshot:
     """A snapshot with other rules, and other exceptions for the destination guard."""
-    config = its.proxy.snapshot.config.model_copy(update={"policy": Policy(rejudge=rejudge)})
+    config = replace(its.proxy.snapshot.config, policy=Policy(rejudge=rejudge))
     return Snapshot(config, Engine.of(Rulebook(rules)), Guard(allow_networks=[ip_network(networks)]))
 
 
@@ -373,6 +377,21 @@ async def test_a_live_connection_that_the_new_policy_refuses_is_closed(its: Worl
     assert len(its.proxy.live) == 0
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["in its own time", "at once"])
+async def test_who_names_another_server_behind_the_first_hello_is_cut_off(its: World, *, waits: bool) -> None:
+    """Also one that the policy would allow: the address is that of the first name. The line names both."""
+    another = hello_for("de.wikipedia.org")
+    with its.story(HELLO, *([] if waits else [another])) as story, await its.accept() as upstream:
+        if waits:
+            assert await read_exactly(upstream, len(HELLO)) == HELLO
+            story.client.send(another)
+        assert (b"", b"") == (await read_to_end(upstream), await read_to_end(story.client))
+        await story.end()
+        record = its.assert_over(story, Reason.SNI_CHANGED)
+    assert record.detail == "a ClientHello behind the first names 'de.wikipedia.org', and the first 'en.wikipedia.org'"
+    assert (len(HELLO + another), GOOD, ALLOWING) == (record.received, record.server_name, record.ground)
+
+
 STAYS = {
     "the new policy allows it, too": lambda its: changed(its, ALLOW),
     "another rule allows it now": lambda its: changed(its, rule(DENYING, Action.ALLOW, "*")),
@@ -411,7 +430,7 @@ async def test_a_static_destination_is_forbidden_by_no_network(its: World) -> No
     """It was not when it was dialled, and is not when it is judged again."""
     config = its.proxy.snapshot.config
     hosts = {ServerName(GOOD): (TcpAddress("127.0.0.1", its.origin.getsockname()[1]),)}
-    static = config.model_copy(update={"upstream": config.upstream.model_copy(update={"hosts": hosts})})
+    static = replace(config, upstream=replace(config.upstream, hosts=hosts))
     its.proxy.adopt(Snapshot(static, its.proxy.snapshot.engine, its.proxy.snapshot.guard))
     with its.story(HELLO) as story, await its.accept() as upstream:
         await read_exactly(upstream, len(HELLO))

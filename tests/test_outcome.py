@@ -14,7 +14,7 @@ REASONS = {
         "hello_timeout client_closed dns_nxdomain dns_timeout dns_failed connect_refused connect_timeout "
         "connect_failed internal"
     ),
-    Event.CLOSE: "done client_reset upstream_reset idle_timeout policy_changed drain",
+    Event.CLOSE: "done client_reset upstream_reset idle_timeout policy_changed sni_changed drain",
     Event.OPEN: "",
 }
 

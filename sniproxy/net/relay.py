@@ -13,6 +13,8 @@ What must hold, whatever the order of events:
 - Half-close: the end of one direction is passed on by shutdown(2), and the other goes on.
 - A reset is no end: the flow that meets one is over, what the peer had sent before it is still delivered, and the
   outcome names the side.
+- Until the server has chosen, a `HelloWatch` sees what is copied, and nothing is spliced. It may hold a part of a hello
+  back; if the client ends or resets there, that part is dropped, for it was not judged. The idle time bounds the wait.
 """
 
 import os
@@ -27,6 +29,7 @@ from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Pending
 from sniproxy.net.timers import TICK, UNARMED
 from sniproxy.outcome import CLIENT_RESET, DONE, UPSTREAM_RESET, Reason
+from sniproxy.wire.hello_retry import ChangedHelloError, HelloWatch
 
 # One read of a copied flow. One that fills it has more behind it, and moves to splice.
 _BUFFER_SIZE: Final = 64 * 1024
@@ -98,6 +101,7 @@ class Relay:
         "_timers",
         "_touched",
         "_up",
+        "_watch",
         "slot",
     )
 
@@ -122,27 +126,39 @@ class Relay:
         self._done: Pending[Reason] = Pending()
         self._outcome = DONE
         self._touched = 0
+        self._watch: HelloWatch | None = None
         self.slot = UNARMED
 
     @property
     def received(self) -> int:
         """Bytes that came from downstream."""
-        return self._request.taken
+        return self._request.taken + (self._watch.held if self._watch is not None else 0)
 
     @property
     def sent(self) -> int:
         """Bytes that went to downstream."""
         return self._response.moved
 
-    def start(self, head: bytes, heard: int) -> Pending[Reason]:
-        """Relay until both directions have ended: to DONE, CLIENT_RESET, UPSTREAM_RESET, IDLE_TIMEOUT or `stop`'s.
+    @property
+    def detail(self) -> str:
+        """What there is to say of an end for SNI_CHANGED."""
+        return self._watch.detail if self._watch is not None else ""
+
+    def start(self, head: bytes, heard: int, watch: HelloWatch | None = None) -> Pending[Reason]:
+        """Relay until both directions have ended: to DONE, CLIENT_RESET, UPSTREAM_RESET, IDLE_TIMEOUT, SNI_CHANGED or
+        `stop`'s.
 
         `head` is what was read from downstream already, and `heard` the epoll events that upstream's owner before
-        us was told of.
+        us was told of. `watch` says what of it all may go upstream.
         """
         self._timers.arm(self, self._idle)
         self._touched = self._timers.next_tick
-        self._request.pending = head
+        self._watch = watch
+        try:
+            self._request.pending = head if watch is None else watch.begin(head)
+        except ChangedHelloError:
+            self._done.succeed(Reason.SNI_CHANGED)
+            return self._done
         self._start(heard)
         return self._done
 
@@ -210,8 +226,9 @@ class Relay:
                 self._splice(flow, pipe)
                 return
             size = self._copy(flow)
-            flow.flowing = size == _BUFFER_SIZE
-            if size == 0 or not (ended or flow.flowing):
+            is_full = size == _BUFFER_SIZE
+            flow.flowing = is_full and self._watch is None
+            if size == 0 or not (ended or is_full):
                 return
         self._again(flow)
 
@@ -229,7 +246,24 @@ class Relay:
             return 0
         # The last bytes wait for the end that is passed on next, and go with it in one packet.
         flags = _MORE if flow.is_ending and size < _BUFFER_SIZE else 0
+        if self._watch is not None:
+            return self._copy_watched(flow, size, flags, self._watch)
         return size if self._send(flow, _VIEW[:size], flags) else 0
+
+    def _copy_watched(self, flow: _Flow, size: int, flags: int, watch: HelloWatch) -> int:
+        """The same, for what the watch lets pass of it."""
+        data: bytes | memoryview = _VIEW[:size]
+        if flow is self._response:
+            watch.note(data)
+        else:
+            try:
+                data = watch.pass_on(bytes(data))
+            except ChangedHelloError:
+                self._done.succeed(Reason.SNI_CHANGED)
+                return 0
+        if watch.is_over:
+            self._watch = None
+        return size if not len(data) or self._send(flow, data, flags) else 0
 
     def _splice(self, flow: _Flow, pipe: Pipe) -> None:
         """Fill the empty pipe, empty it, and so on: with an empty pipe EAGAIN can only mean the source."""

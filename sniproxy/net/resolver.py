@@ -17,13 +17,16 @@ twice
 Names are absolute: search domains and ndots are for people at terminals. CNAMEs are followed within a
 reply, as a recursive server gives them. What an address is good for is not decided here; see `guard`.
 
-dnspython makes and reads the messages and moves them. Replies that do not fit the question (identifier,
-question, source address) are passed over, so that who guesses has to guess all of it (RFC 5452). Its own
-timeouts follow the wall clock, which may jump; they are not used.
+dnspython makes and reads the messages, of replies only what is `worth_reading`; the sockets are our own.
+Replies that do not fit the question (identifier, question, source address) are passed over, so that who guesses
+has to guess all of it (RFC 5452). A question takes one socket. A worker has `question_sockets` of them, which are
+no connection's, and further questions wait: a client chooses the names, and names that nobody answers for must
+not take the descriptors of others.
 """
 
 import asyncio
 import re
+import resource
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -32,18 +35,18 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain, zip_longest
 from pathlib import Path
-from socket import AF_INET, AF_INET6, SOCK_DGRAM
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, SocketKind, socket
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import dns.asyncbackend
-import dns.asyncquery
 import dns.exception
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
 
 from sniproxy.names import ServerName
 from sniproxy.net.dns_cache import Answer, DnsCache, Entry, Failure, FailureKind, Outcome
+from sniproxy.wire.dns_reply import DnsReplyError, worth_reading
 
 __all__ = [
     "Answer",
@@ -56,6 +59,7 @@ __all__ = [
     "ResolverObserver",
     "ResolverSettings",
     "parse_nameserver",
+    "question_sockets",
     "system_nameservers",
 ]
 
@@ -71,14 +75,20 @@ FAILURE_TTL = 1.0
 # RFC 9520 section 3.1 allows three questions to one server; the second one mends a lost datagram.
 ATTEMPTS_PER_SERVER = 2
 
-# Lookups under way. Each has up to a few sockets open, and a client chooses the names.
+# Lookups under way, each of up to a few questions; a client chooses the names.
 MAX_LOOKUPS = 1000
+
+# Of what a worker may have open, an eighth is for questions, and no more than this.
+MAX_QUESTION_SOCKETS = 1024
 
 # Of one answer. The guard keeps fewer; this bounds what a cache entry weighs.
 MAX_ADDRESSES = 64
 
 # DNS flag day 2020: the largest reply that is not fragmented anywhere.
 EDNS_PAYLOAD = 1232
+
+# Of a datagram, and of a message by TCP: a length of 16 bits.
+_LARGEST = 65535
 
 # resolv.conf(5), MAXNS.
 MAX_SYSTEM_NAMESERVERS = 3
@@ -171,7 +181,7 @@ class ResolutionError(Exception):
 class Resolver:
     """Resolves names by the name servers of `settings`. Raises ValueError for one that is no address.
 
-    `clock` is monotonic, in seconds; tests bring their own.
+    `clock` is monotonic, in seconds, and `sockets` how many there are for questions; tests bring their own.
     """
 
     def __init__(
@@ -179,6 +189,7 @@ class Resolver:
         settings: ResolverSettings,
         observer: ResolverObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sockets: int | None = None,
     ) -> None:
         self._settings = settings
         self._nameservers = (
@@ -187,7 +198,12 @@ class Resolver:
         self._observer = observer or _Unobserved()
         self._clock = clock
         self._cache = DnsCache(settings.cache_size, settings.stale_ttl)
+        if sockets is None:
+            sockets = question_sockets(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._max_sockets = sockets
+        self._sockets = asyncio.Semaphore(sockets)
         self._lookups: dict[ServerName, asyncio.Task[Entry]] = {}
+        self._late: dict[ServerName, asyncio.Task[Entry]] = {}  # what completes an answer
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def cached(self, name: ServerName) -> Answer | None:
@@ -221,6 +237,14 @@ class Resolver:
             self._observer.stale()
         return _answer(name, entry)
 
+    async def complete(self, name: ServerName, answer: Answer) -> Answer:
+        """`answer`, or where a family was not waited for when it was given, what both come to."""
+        late = self._late.get(name)
+        if late is None:
+            return answer
+        whole = (await asyncio.shield(late)).outcome
+        return whole if isinstance(whole, Answer) else answer
+
     async def close(self) -> None:
         """End every lookup; who still waits for one is cancelled with it."""
         await _cancel(self._tasks)
@@ -243,12 +267,17 @@ class Resolver:
         outcome = self._combined([question.result() for question in answered])
         self._observer.lookup(now - started, "ok" if isinstance(outcome, Answer) else outcome.kind.value)
         if len(answered) < len(questions):
-            self._spawn(self._add_the_late(name, questions, now))
+            self._add_the_late(name, questions, now)
         return self._cache.settle(name, outcome, now)
 
-    async def _add_the_late(self, name: ServerName, questions: Sequence[asyncio.Task[Outcome]], since: float) -> None:
+    def _add_the_late(self, name: ServerName, questions: Sequence[asyncio.Task[Outcome]], since: float) -> None:
         """Without it, a name would keep the faster family alone until it expires, reachable or not."""
-        self._cache.settle(name, self._combined(await asyncio.gather(*questions)), since)
+
+        async def add() -> Entry:
+            return self._cache.settle(name, self._combined(await asyncio.gather(*questions)), since)
+
+        late = self._late[name] = self._spawn(add())
+        late.add_done_callback(lambda _: self._late.pop(name) if self._late.get(name) is late else None)
 
     def _combined(self, outcomes: Sequence[Outcome]) -> Outcome:
         """What the families together come to.
@@ -274,32 +303,37 @@ class Resolver:
     async def _ask(self, name: ServerName, rdtype: dns.rdatatype.RdataType) -> Outcome:
         """What the name servers say about one family, within the timeout; an Answer may have no addresses."""
         failures: list[Failure] = []
+        busy = f"; all {self._max_sockets} sockets for questions were in use" if self._sockets.locked() else ""
         try:
             async with asyncio.timeout(self._settings.timeout):
                 return await self._first_usable(self._attempts(name, rdtype), failures)
         except TimeoutError:
-            silence = f"no answer within {self._settings.timeout:g} s"
+            silence = f"no answer within {self._settings.timeout:g} s{busy}"
             return Failure(FailureKind.TIMEOUT, _sentence(silence, failures), FAILURE_TTL)
 
     def _attempts(self, name: ServerName, rdtype: dns.rdatatype.RdataType) -> Iterator[Coroutine[Any, Any, Outcome]]:
         for attempt in range(ATTEMPTS_PER_SERVER):
             for server in self._nameservers:
                 # RFC 6891 section 6.2.2: the second time without EDNS, which offends some middleboxes.
-                yield _exchange(server, name, rdtype, edns=attempt == 0)
+                yield _exchange(self._sockets, server, name, rdtype, edns=attempt == 0)
 
     async def _first_usable(self, attempts: Iterator[Coroutine[Any, Any, Outcome]], failures: list[Failure]) -> Outcome:
         """The first usable outcome of attempts that begin when the one before fails or takes too long."""
         waiting: set[asyncio.Task[Outcome]] = set()
+        are_all = False
         try:
             while True:
-                attempt = next(attempts, None)
-                if attempt is not None:
-                    waiting.add(asyncio.create_task(attempt))
-                elif not waiting:
-                    return Failure(FailureKind.FAILED, _sentence("", failures), FAILURE_TTL)
+                # Who has asked already does not ask again while others wait for a socket to ask at all.
+                if not waiting or not self._sockets.locked():
+                    attempt = next(attempts, None)
+                    if attempt is not None:
+                        waiting.add(asyncio.create_task(attempt))
+                    elif not waiting:
+                        return Failure(FailureKind.FAILED, _sentence("", failures), FAILURE_TTL)
+                    are_all = attempt is None
                 done, waiting = await asyncio.wait(
                     waiting,
-                    timeout=None if attempt is None else self._stagger,
+                    timeout=None if are_all else self._stagger,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 for outcome in (task.result() for task in done):
@@ -368,28 +402,79 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*cancelled, return_exceptions=True)
 
 
-async def _exchange(server: Nameserver, name: ServerName, rdtype: dns.rdatatype.RdataType, *, edns: bool) -> Outcome:
+async def _exchange(
+    sockets: asyncio.Semaphore, server: Nameserver, name: ServerName, rdtype: dns.rdatatype.RdataType, *, edns: bool
+) -> Outcome:
     """One question to one name server, by UDP, and by TCP when the reply is too long for that.
 
     The seam to dnspython and to the sockets: their exceptions end here.
     """
     try:
         query = dns.message.make_query(f"{name}.", rdtype, use_edns=edns, payload=EDNS_PAYLOAD)
-        return _outcome(await _reply(server, query), server)
-    except (dns.exception.DNSException, OSError, EOFError) as error:
-        return Failure(FailureKind.FAILED, f"{server}: {error or type(error).__name__}", FAILURE_TTL)
+        async with sockets:
+            reply = await _by_udp(server, query)
+            if reply.flags & dns.flags.TC:
+                reply = await _by_tcp(server, query)
+        return _outcome(reply, server)
+    except (dns.exception.DNSException, DnsReplyError, OSError, EOFError) as error:
+        return Failure(FailureKind.FAILED, f"{server}: {str(error) or type(error).__name__}", FAILURE_TTL)
 
 
-async def _reply(server: Nameserver, query: dns.message.Message) -> dns.message.Message:
+async def _by_udp(server: Nameserver, query: dns.message.Message) -> dns.message.Message:
+    """The first datagram that is a reply to `query`, which may be cut. Raises OSError."""
+    loop, identifier = asyncio.get_running_loop(), query.id.to_bytes(2, "big")
     # A connected socket of its own for each question: the kernel picks a random source port and drops what
     # other hosts send, and an ICMP error ends the wait at once.
-    family = AF_INET6 if ":" in server.host else AF_INET
-    backend = dns.asyncbackend.get_backend("asyncio")
-    make_socket: Callable[..., Any] = backend.make_socket  # dnspython leaves it untyped
-    async with await make_socket(family, SOCK_DGRAM, 0, None, server) as sock:
-        reply, _ = await dns.asyncquery.udp_with_fallback(
-            query, server.host, port=server.port, udp_sock=sock, ignore_unexpected=True, ignore_errors=True
-        )
+    with _socket(server, SOCK_DGRAM) as sock:
+        sock.connect(server)
+        sock.send(query.to_wire())
+        while True:
+            data = await loop.sock_recv(sock, _LARGEST)
+            # The identifier first, so that a flood of wrong guesses costs next to nothing.
+            if data[:2] == identifier:
+                with suppress(dns.exception.DNSException, DnsReplyError):
+                    return _read(data, query)
+            await asyncio.sleep(0)  # nor does it hold the loop
+
+
+async def _by_tcp(server: Nameserver, query: dns.message.Message) -> dns.message.Message:
+    """The whole reply (RFC 1035 section 4.2.2). Raises dns.exception.DNSException, DnsReplyError, OSError, EOFError."""
+    loop = asyncio.get_running_loop()
+    with _socket(server, SOCK_STREAM) as sock:
+        await loop.sock_connect(sock, server)
+        await loop.sock_sendall(sock, query.to_wire(prepend_length=True))
+        length = int.from_bytes(await _exactly(sock, 2), "big")
+        reply = _read(await _exactly(sock, length), query)
+    if reply.flags & dns.flags.TC:
+        raise DnsReplyError("the reply is cut even by TCP")
+    return reply
+
+
+def _socket(server: Nameserver, kind: SocketKind) -> socket:
+    """A plain socket: uvloop forgets to close one that it makes for a question that is cancelled meanwhile."""
+    sock = socket(AF_INET6 if ":" in server.host else AF_INET, kind)
+    sock.setblocking(False)
+    return sock
+
+
+async def _exactly(sock: socket, size: int) -> bytes:
+    loop, data = asyncio.get_running_loop(), bytearray()
+    while len(data) < size:
+        some = await loop.sock_recv(sock, size - len(data))
+        if not some:
+            raise EOFError("the connection ended too early")
+        data += some
+    return bytes(data)
+
+
+def _read(wire: bytes, query: dns.message.Message) -> dns.message.Message:
+    """The reply to `query`. Raises dns.exception.DNSException and DnsReplyError for what is none.
+
+    dnspython has no bound on what reading costs, and keeps a class of each record type that it meets.
+    """
+    reply = dns.message.from_wire(worth_reading(wire))
+    if not query.is_response(reply):
+        raise DnsReplyError("the reply is to another question")
     return reply
 
 
@@ -397,6 +482,8 @@ def _outcome(reply: dns.message.Message, server: Nameserver) -> Outcome:
     rcode = reply.rcode()
     if rcode not in _RCODES_ABOUT_NAMES or not isinstance(reply, dns.message.QueryMessage):
         return Failure(FailureKind.FAILED, f"{server} answered {dns.rcode.to_text(rcode)}", FAILURE_TTL)
+    if _knows_nothing(reply):
+        return Failure(FailureKind.FAILED, f"{server} neither answered nor denied", FAILURE_TTL)
     # The time to live is the least along the chain; of a denial, also the SOA's own and its minimum (RFC 2308
     # section 5).
     chained = reply.resolve_chaining()
@@ -404,6 +491,24 @@ def _outcome(reply: dns.message.Message, server: Nameserver) -> Outcome:
         return Failure(FailureKind.NXDOMAIN, f"{server} answered NXDOMAIN", chained.minimum_ttl)
     addresses = tuple(record.address for record in chained.answer or ())
     return Answer(addresses[:MAX_ADDRESSES], chained.minimum_ttl)
+
+
+def _knows_nothing(reply: dns.message.QueryMessage) -> bool:
+    """Whether an empty reply is a referral, or another of a server that does not resolve for us, and no denial.
+
+    RFC 2308 section 2.2 tells the two apart by the SOA. Without one, whoever is authoritative or recursive is
+    believed all the same.
+    """
+    is_empty = reply.rcode() == dns.rcode.NOERROR and not reply.answer
+    denies = any(records.rdtype == dns.rdatatype.SOA for records in reply.authority)
+    return is_empty and not denies and not reply.flags & (dns.flags.AA | dns.flags.RA)
+
+
+def question_sockets(descriptors: int) -> int:
+    """How many sockets there are for questions where so many descriptors may be open in a worker."""
+    if descriptors == resource.RLIM_INFINITY:
+        return MAX_QUESTION_SOCKETS
+    return max(1, min(MAX_QUESTION_SOCKETS, descriptors // 8))
 
 
 def parse_nameserver(text: str) -> Nameserver:

@@ -29,6 +29,10 @@ def new_format(settings: Settings, identity: LogIdentity, process: str) -> LineF
     return EnvoyLines() if settings.format == "envoy" else JsonLines(identity, process)
 
 
+# Refused when they were open already.
+_REFUSED_LATE = {Reason.POLICY_CHANGED, Reason.SNI_CHANGED}
+
+
 class _Outlet:
     """A sink, its format, and which lines it wants."""
 
@@ -48,7 +52,7 @@ class _Outlet:
         share = self._shares.get(event, 1.0)
         if share >= 1.0 or record.dry_run is not None or record.audit is not None:
             return True
-        if event is Event.CLOSE and record.reason is Reason.POLICY_CHANGED:
+        if event is Event.CLOSE and record.reason in _REFUSED_LATE:
             return True
         return place_of(record.number) < share
 

@@ -16,7 +16,7 @@ import orjson
 
 from sniproxy.config.model import Gateway
 from sniproxy.identity.spiffe import Identity
-from sniproxy.outcome import DENY, OPEN, Event
+from sniproxy.outcome import DENY, OPEN, SNI_CHANGED, Event
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
 
@@ -62,8 +62,10 @@ class LogIdentity:
 
 
 def level_of(record: Record, event: Event) -> str:
-    """What monitor mode lets pass is forbidden all the same, and has the level of what is forbidden."""
-    if record.dry_run is not None and record.dry_run.would_deny:
+    """What monitor mode lets pass is forbidden all the same, and has the level of what is forbidden. So has what was
+    served until its client asked for another name.
+    """
+    if (record.dry_run is not None and record.dry_run.would_deny) or record.reason is SNI_CHANGED:
         return LEVELS[Event.DENY]
     return LEVELS[event]
 

@@ -55,6 +55,7 @@ STATUS = {
     Reason.UPSTREAM_RESET: "502",
     Reason.IDLE_TIMEOUT: "200",
     Reason.POLICY_CHANGED: "403",
+    Reason.SNI_CHANGED: "403",
     Reason.DRAIN: "200",
 }
 FLAGS = {
@@ -75,6 +76,7 @@ FLAGS = {
     Reason.MALFORMED_HELLO: "DPE",
     Reason.HELLO_TOO_LARGE: "DPE",
     Reason.BAD_PROXY_HEADER: "DPE",
+    Reason.SNI_CHANGED: "DPE",
     # UH: no upstream host is left that may be used.
     Reason.DESTINATION_FORBIDDEN: "UH",
     Reason.RATE_LIMITED: "RL",

@@ -349,7 +349,7 @@ class ClientHelloReader:
 
     `limit` is where the hello must end at the latest, in bytes from the start, record headers included. After
     a ClientHello or a HelloError the reader is spent. Records behind the hello (early data, ChangeCipherSpec)
-    are not looked at: the caller has all the bytes, and replays them upstream as they came.
+    are not looked at: the caller has all the bytes, and `hello_retry` sees to what goes upstream of them.
     """
 
     __slots__ = ("_fragment_left", "_limit", "_message", "_message_size", "_record_header", "received")

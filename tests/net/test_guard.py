@@ -19,6 +19,7 @@ from sniproxy.net.guard import (
     is_local_address,
 )
 from sniproxy.net.special_purpose import Address, Network, carried_ipv4, find_special_purpose
+from tests.support.special_addresses import SPECIAL_ADDRESSES, SPECIAL_IPV4
 
 
 def networks(*texts: str) -> tuple[Network, ...]:
@@ -127,6 +128,21 @@ def test_forbids(case: Case) -> None:
     assert Forbidden(case.reason) == case.verdict()
 
 
+@pytest.mark.parametrize("what", SPECIAL_ADDRESSES)
+def test_no_special_address_is_a_destination(what: str) -> None:
+    """By the list of the registries that the tests have of their own."""
+    assert isinstance(Guard().judge(SPECIAL_ADDRESSES[what]), Forbidden)
+
+
+@pytest.mark.parametrize("what", SPECIAL_IPV4)
+def test_no_tunnel_that_is_allowed_leads_to_one(what: str) -> None:
+    """An operator with NAT64 or 6to4 lifts its prefix, and opens nothing behind it."""
+    number = int(IPv4Address(SPECIAL_IPV4[what]))
+    guard = Guard(networks("64:ff9b::/96", "2002::/16", "::ffff:0:0/96"))
+    spelled = (0x64FF9B << 96 | number, 0x2002 << 112 | number << 80, 0xFFFF << 32 | number)
+    assert not [one for one in map(IPv6Address, spelled) if isinstance(guard.judge(str(one)), Allowed)]
+
+
 def test_an_ipv4_mapped_address_is_forbidden_in_every_spelling() -> None:
     """The address is private and its spelling a way around IPv4 rules."""
     for spelling in ("::ffff:10.0.0.1", "::ffff:a00:1", "0:0:0:0:0:FFFF:0A00:0001"):
@@ -201,6 +217,16 @@ OWN = {
     "another address of this host": ("127.0.0.1", 8443, "192.168.0.7", 8443, False),
     "the same, spelled as IPv4-mapped": ("127.0.0.1", 8443, "::ffff:127.0.0.1", 8443, True),
     "a listener that is spelled as IPv4-mapped": ("::ffff:127.0.0.1", 8443, "127.0.0.1", 8443, True),
+    "the same by way of 6to4": ("192.168.0.7", 8443, "2002:c0a8:7::1", 8443, True),
+    "the same by way of SIIT": ("192.168.0.7", 8443, "::ffff:0:192.168.0.7", 8443, True),
+    "the same, IPv4-compatible": ("192.168.0.7", 8443, "::192.168.0.7", 8443, True),
+    "the same by way of a local NAT64": ("192.168.0.7", 8443, "64:ff9b:1:c0a8:0:700::", 8443, True),
+    "the same by way of ISATAP": ("192.168.0.7", 8443, "2a00::5efe:192.168.0.7", 8443, True),
+    "the same by way of Teredo": ("192.168.0.7", 8443, "2001:0:808:808::3f57:fff8", 8443, True),
+    "0.0.0.0, spelled as IPv4-mapped": ("127.0.0.1", 8443, "::ffff:0.0.0.0", 8443, True),
+    "a wildcard listener, by IPv4-mapped loopback": ("0.0.0.0", 443, "::ffff:127.0.0.1", 443, True),
+    "a wildcard listener, by NAT64 of an interface": ("0.0.0.0", 443, "64:ff9b::192.168.0.7", 443, True),
+    "a wildcard listener, by ::": ("0.0.0.0", 443, "::", 443, True),
     "the same by way of NAT64": ("192.168.0.7", 8443, "64:ff9b::192.168.0.7", 8443, True),
     "0.0.0.0, which connects to loopback": ("127.0.0.1", 8443, "0.0.0.0", 8443, True),
     ":: likewise": ("::1", 8443, "::", 8443, True),

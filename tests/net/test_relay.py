@@ -19,12 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sniproxy.names import ServerName
 from sniproxy.net.pipes import Pipe, PipePool
 from sniproxy.net.readiness import READABLE, Readiness
 from sniproxy.net.relay import Relay
 from sniproxy.net.sockets import unsent
 from sniproxy.net.timers import TICK
 from sniproxy.outcome import Reason
+from sniproxy.wire.hello_retry import RETRY, HelloWatch
 from tests.net.clock import HandClock
 from tests.net.loopback import (
     PATIENCE,
@@ -44,6 +46,7 @@ from tests.net.loopback import (
     until,
     watching,
 )
+from tests.wire.build import build_client_hello
 
 KIB, MIB = 1 << 10, 1 << 20
 COPIED_AT_ONCE = 64 * KIB
@@ -126,6 +129,7 @@ async def relaying(
     idle: float = 600.0,
     before: Callable[[Pair, Pair], object] = lambda _down, _up: None,
     known: bool = False,
+    watch: HelloWatch | None = None,
 ) -> AsyncIterator[Stage]:
     """A relay on the stage. `before` happens before it runs; `known` sockets were watched by others until then."""
     readiness, clock = watched
@@ -151,7 +155,7 @@ async def relaying(
             return add
 
         relay = Relay(down[0], up[0], readiness, pool, idle, count("received"), count("sent"))
-        running = InStrand(run(relay, head, heard[0]))
+        running = InStrand(run(relay, head, heard[0], watch))
         await asyncio.sleep(0)
         try:
             yield Stage(down[1], up[1], down[0], up[0], relay, running, pool, clock, readiness, counted)
@@ -173,10 +177,10 @@ async def watched() -> AsyncIterator[tuple[Readiness, HandClock]]:
 Watched = tuple[Readiness, HandClock]
 
 
-async def run(relay: Relay, head: bytes, heard: int) -> Reason:
+async def run(relay: Relay, head: bytes, heard: int, watch: HelloWatch | None = None) -> Reason:
     """As the story of a connection runs a relay."""
     try:
-        return await relay.start(head, heard)
+        return await relay.start(head, heard, watch)
     finally:
         relay.close()
 
@@ -838,3 +842,171 @@ class TestCancellation:
                 await asyncio.gather(stage.running, return_exceptions=True)
                 await turns()
                 assert stage.pipes.lent == set()
+
+
+# ---- Hellos behind the first ----
+
+
+NAME = ServerName("one.example.org")
+HELLO, ANOTHER = build_client_hello(NAME), build_client_hello("two.example.org")
+RETRY_REQUEST = bytes.fromhex("16 0303 0058 02 000054 0303") + RETRY + bytes(50)
+CHOICE = RETRY_REQUEST.replace(RETRY, bytes(range(32)))
+CHANGE_CIPHER_SPEC = bytes.fromhex("140303000101")
+EARLY_DATA = (b"\x17\x03\x03\x40\x00" + NOISE[: 16 * KIB]) * 60
+NO_TLS = b"\x00\x00"
+
+
+def watch() -> HelloWatch:
+    return HelloWatch(NAME, 64 * KIB)
+
+
+class TestHellosBehindTheFirst:
+    @pytest.mark.parametrize("kind", ["TCP", "tiny TCP", "tiny Unix"])
+    async def test_every_interleaving_is_byte_exact(self, watched: Watched, kind: str) -> None:
+        """With early data, a second hello for the same name, and whatever else; see the tests without a watch."""
+        for seed in range(20):
+            dice = random.Random(f"{kind} {seed}")
+            second = CHANGE_CIPHER_SPEC + EARLY_DATA[: 60 * KIB // (16 * KIB + 5) * (16 * KIB + 5)] + HELLO
+            request = HELLO + second + NO_TLS + some_bytes(dice, LIMITS[kind])
+            response = RETRY_REQUEST + CHANGE_CIPHER_SPEC + CHOICE + some_bytes(dice, LIMITS[kind])
+            cut_at = dice.choice([len(HELLO), len(HELLO) + 3, len(HELLO + second) - 9])
+            async with relaying(
+                watched, downstream=PAIRS[kind](), upstream=PAIRS[kind](), head=request[:cut_at], watch=watch()
+            ) as stage:
+                client, origin = Speaker(stage.client, request, said=cut_at), Speaker(stage.origin, response)
+                await act(dice, [client, origin], both_done(stage, client, origin), f"the end of {kind} {seed}")
+                assert await stage.ends() is Reason.DONE
+                assert (origin.heard == request, client.heard == response) == (True, True)
+                assert (len(request), len(response)) == stage.totals()
+
+    @pytest.mark.parametrize("answer", [b"", RETRY_REQUEST], ids=["not asked", "asked"])
+    async def test_another_name_ends_the_connection_and_does_not_arrive(self, watched: Watched, answer: bytes) -> None:
+        async with relaying(watched, head=HELLO, watch=watch()) as stage:
+            stage.origin.send(answer)
+            assert await read_exactly(stage.client, len(answer)) == answer
+            stage.client.send(CHANGE_CIPHER_SPEC)
+            assert await read_exactly(stage.origin, len(HELLO) + 6) == HELLO + CHANGE_CIPHER_SPEC
+            stage.client.send(ANOTHER)
+            assert await stage.ends() is Reason.SNI_CHANGED
+            assert unread(stage.origin) == 0
+            assert (len(HELLO + CHANGE_CIPHER_SPEC + ANOTHER), len(answer)) == (stage.relay.received, stage.relay.sent)
+            assert "two.example.org" in stage.relay.detail
+
+    async def test_another_name_with_the_first_hello_ends_it_before_a_byte_has_gone(self, watched: Watched) -> None:
+        async with relaying(watched, head=HELLO + ANOTHER, watch=watch()) as stage:
+            assert await stage.ends() is Reason.SNI_CHANGED
+            assert (0, len(HELLO + ANOTHER)) == (stage.counted["received"], stage.relay.received)
+            assert unread(stage.origin) == 0
+
+    async def test_another_name_is_met_behind_bytes_that_wait(self, watched: Watched) -> None:
+        """The origin does not read, so that it is met when it does, and in the turn that it does."""
+        async with relaying(watched, upstream=tcp_pair(TINY), head=HELLO, watch=watch()) as stage:
+            client = Speaker(stage.client, EARLY_DATA + ANOTHER)
+            client.write(MIB)
+            await until(lambda: stage.held > 0, "back-pressure")
+            arrived = bytearray()
+
+            def over() -> bool:
+                client.write(MIB)
+                arrived.extend(read_some(stage.origin) or b"")
+                return stage.running.done()
+
+            await until(over, "the end")
+            assert await stage.ends() is Reason.SNI_CHANGED
+            arrived += read_some(stage.origin) or b""
+            assert (HELLO + EARLY_DATA).startswith(bytes(arrived))
+
+    async def test_nothing_is_spliced_until_the_server_has_chosen(self, watched: Watched) -> None:
+        """And then as ever."""
+        async with relaying(watched, head=HELLO, watch=watch()) as stage:
+            assert await read_exactly(stage.origin, len(HELLO)) == HELLO
+            await transfer(stage.client, stage.origin, EARLY_DATA)
+            assert stage.pipes.leases == 0
+            await transfer(stage.origin, stage.client, CHOICE)
+            await transfer(stage.client, stage.origin, ANOTHER + NOISE)
+            assert stage.pipes.leases > 0
+
+    async def test_a_hello_that_ends_in_the_middle_is_dropped_and_the_end_is_passed_on(self, watched: Watched) -> None:
+        async with relaying(watched, head=HELLO, watch=watch()) as stage:
+            stage.client.send(HELLO[:-1])
+            stage.client.shutdown(socket.SHUT_WR)
+            assert await read_to_end(stage.origin) == HELLO
+            await transfer(stage.origin, stage.client, RETRY_REQUEST + NOISE)
+            stage.origin.shutdown(socket.SHUT_WR)
+            assert await stage.ends() is Reason.DONE
+            assert stage.relay.received == 2 * len(HELLO) - 1
+
+    @pytest.mark.parametrize("breaker", ["client", "origin"])
+    async def test_a_reset_while_a_hello_is_held_is_a_reset(self, watched: Watched, breaker: str) -> None:
+        async with relaying(watched, head=HELLO, watch=watch()) as stage:
+            stage.client.send(HELLO[:-1])
+            await until(lambda: stage.held == len(HELLO) - 1, "a hello that is held")
+            assert await read_exactly(stage.origin, len(HELLO)) == HELLO
+            cut(stage.client if breaker == "client" else stage.origin)
+            expected = Reason.CLIENT_RESET if breaker == "client" else Reason.UPSTREAM_RESET
+            assert await stage.ends() is expected
+            if breaker == "client":
+                assert unread(stage.origin) == 0
+
+    async def test_the_idle_time_bounds_how_long_one_is_held(self, watched: Watched) -> None:
+        async with relaying(watched, head=HELLO, idle=5.0, watch=watch()) as stage:
+            stage.client.send(HELLO[:-1])
+            await until(lambda: stage.held == len(HELLO) - 1, "a hello that is held")
+            stage.clock.advance(5.0 + 2 * TICK)
+            assert await stage.ends() is Reason.IDLE_TIMEOUT
+
+    async def test_a_server_that_chooses_costs_no_read_and_no_send_more(self) -> None:
+        """The same calls of the sockets with a watch and without one, and the watch is let go."""
+        calls = []
+        for watching_it in (None, watch()):
+            its = Turns()
+            told: list[str] = []
+            downstream, upstream = ScriptedSocket("down", told), ScriptedSocket("up", told)
+            relay = Relay(
+                cast(socket.socket, downstream),
+                cast(socket.socket, upstream),
+                cast(Readiness, its),
+                PipePool(0),
+                600.0,
+                lambda _: None,
+                lambda _: None,
+            )
+            running = InStrand(run(relay, HELLO, 0, watching_it))
+            for sock, data in (
+                (upstream, CHOICE),
+                (downstream, ANOTHER),
+                (upstream, NOISE[: 64 * KIB]),
+                (downstream, ANOTHER),
+            ):
+                sock.chunks.append(data)
+                its.handlers[sock.fileno()](READABLE)
+                its.turn()
+            calls.append(told)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert calls[0] == calls[1]
+        assert [f"up sends {len(HELLO)}", "up reads", f"down sends {len(CHOICE)}"] == calls[0][:3]
+
+
+class ScriptedSocket:
+    """A source that has what a test says, and a sink that takes everything; it writes down what is asked of it."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name = name
+        self.told = told
+        self.chunks: list[bytes] = []
+
+    def fileno(self) -> int:
+        return id(self)
+
+    def recv_into(self, buffer: bytearray) -> int:
+        self.told.append(f"{self.name} reads")
+        if not self.chunks:
+            raise BlockingIOError
+        chunk = self.chunks.pop(0)
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def send(self, data: bytes, _flags: int = 0) -> int:
+        self.told.append(f"{self.name} sends {len(data)}")
+        return len(data)

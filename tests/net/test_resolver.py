@@ -1,11 +1,10 @@
 """The resolver, against a name server that follows a script and against a real one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from pathlib import Path
+from resource import RLIM_INFINITY
 from typing import Any, ClassVar
 
 import dns.message
@@ -19,6 +18,7 @@ from sniproxy.net.dns_cache import STALE_RECHECK
 from sniproxy.net.resolver import (
     FAILURE_TTL,
     MAX_ADDRESSES,
+    MAX_QUESTION_SOCKETS,
     FailureKind,
     Family,
     Nameserver,
@@ -26,120 +26,36 @@ from sniproxy.net.resolver import (
     Resolver,
     ResolverSettings,
     parse_nameserver,
+    question_sockets,
     system_nameservers,
 )
-from tests.support.dns_server import Asked, Script, ScriptedServer, dnsmasq, scripted_server, unused_port
+from tests.net.loopback import open_descriptors, turns
+from tests.net.resolving import (
+    IMPATIENT,
+    IPV4,
+    IPV6,
+    NAME,
+    OTHER,
+    PATIENT,
+    both_families,
+    resolving,
+)
+from tests.support.dns_server import (
+    Asked,
+    Script,
+    always,
+    by_family,
+    by_name,
+    by_tcp,
+    dnsmasq,
+    in_turn,
+    refusing,
+    scripted_server,
+    silence,
+    unused_port,
+)
 
-NAME = ServerName("www.test")
-OTHER = ServerName("other.test")
-IPV4 = "192.0.2.1"
-IPV6 = "2001:db8::1"
 SOA = "test. {ttl} SOA ns.test. root.test. 1 3600 600 86400 {minimum}"
-
-# Long enough to be never reached on a busy machine, unless a test is about silence.
-PATIENT = 10.0
-IMPATIENT = 0.4
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Observed:
-    """A resolver's observer that writes down what it is told."""
-
-    events: list[str] = field(default_factory=list)
-
-    def hit(self) -> None:
-        self.events.append("hit")
-
-    def miss(self) -> None:
-        self.events.append("miss")
-
-    def stale(self) -> None:
-        self.events.append("stale")
-
-    def lookup(self, seconds: float, result: str) -> None:
-        self.events.append(f"lookup {result} in {seconds:g} s")
-
-
-@dataclass
-class Resolving:
-    """A resolver, the server it asks, its clock and its observer."""
-
-    server: ScriptedServer
-    resolver: Resolver
-    clock: Clock
-    observed: Observed
-
-    async def addresses(self, name: ServerName = NAME) -> tuple[str, ...]:
-        return (await self.resolver.resolve(name)).addresses
-
-    def in_memory(self) -> tuple[str, ...]:
-        answer = self.resolver.cached(NAME)
-        return answer.addresses if answer else ()
-
-    async def failure(self, name: ServerName = NAME) -> ResolutionError:
-        with pytest.raises(ResolutionError) as caught:
-            await self.resolver.resolve(name)
-        return caught.value
-
-
-@asynccontextmanager
-async def resolving(script: Script, *others: str, **settings: Any) -> AsyncIterator[Resolving]:
-    """Everything for one test; `others` are name servers to ask first, `settings` differ from the defaults."""
-    async with scripted_server(script) as server:
-        clock, observed = Clock(), Observed()
-        chosen: dict[str, Any] = {"timeout": PATIENT, "family": Family.IPV4} | settings
-        resolver = Resolver(ResolverSettings(nameservers=(*others, server.address), **chosen), observed, clock)
-        try:
-            yield Resolving(server, resolver, clock, observed)
-        finally:
-            await resolver.close()
-
-
-async def both_families(asked: Asked) -> list[bytes]:
-    """A name with one address of either family, for a minute."""
-    address = IPV6 if asked.rdtype == "AAAA" else IPV4
-    return [asked.reply(f"{asked.name}. 60 {asked.rdtype} {address}")]
-
-
-async def silence(_asked: Asked) -> list[bytes]:
-    return []
-
-
-def always(reply: Callable[[Asked], bytes]) -> Script:
-    async def script(asked: Asked) -> list[bytes]:
-        return [reply(asked)]
-
-    return script
-
-
-def refusing(rcode: dns.rcode.Rcode, soa: str = "") -> Script:
-    return always(lambda asked: asked.reply(rcode=rcode, soa=soa))
-
-
-def by_family(*, ipv4: Script, ipv6: Script) -> Script:
-    async def script(asked: Asked) -> list[bytes]:
-        return await (ipv6 if asked.rdtype == "AAAA" else ipv4)(asked)
-
-    return script
-
-
-def in_turn(*scripts: Script) -> Script:
-    """One script for each question, and the last one for the rest."""
-    remaining: Iterator[Script] = iter(scripts)
-    last = scripts[-1]
-
-    async def script(asked: Asked) -> list[bytes]:
-        return await next(remaining, last)(asked)
-
-    return script
 
 
 @pytest.fixture
@@ -294,6 +210,29 @@ class TestFamilies:
             its.clock.now += 60
             assert its.resolver.cached(NAME) is None
 
+    async def test_who_has_no_use_for_the_first_family_can_wait_for_the_other(self) -> None:
+        """Its addresses may all be forbidden. That holds however short the answer lives."""
+        release = asyncio.Event()
+
+        async def early(asked: Asked) -> list[bytes]:
+            return [asked.reply(f"{NAME}. 0 AAAA {IPV6}")]
+
+        async def late(asked: Asked) -> list[bytes]:
+            await release.wait()
+            return [asked.reply(f"{NAME}. 0 A {IPV4}")]
+
+        async with resolving(by_family(ipv4=late, ipv6=early), family=Family.BOTH, min_ttl=0) as its:
+            answer = await its.resolver.resolve(NAME)
+            waiting = asyncio.create_task(its.resolver.complete(NAME, answer))
+            release.set()
+            assert (answer.addresses, (await waiting).addresses) == ((IPV6,), (IPV6, IPV4))
+            assert await its.resolver.complete(NAME, answer) is answer, "nothing is late any more"
+
+    async def test_it_waits_in_vain_where_the_other_family_fails(self) -> None:
+        async with resolving(by_family(ipv4=silence, ipv6=both_families), family=Family.BOTH, timeout=IMPATIENT) as its:
+            answer = await its.resolver.resolve(NAME)
+            assert (await its.resolver.complete(NAME, answer)).addresses == (IPV6,)
+
     @pytest.mark.parametrize(
         ("one", "other", "expected"),
         [
@@ -392,7 +331,10 @@ class TestServers:
 
         async with resolving(script) as its:
             failure = await its.failure()
-            assert (FailureKind.FAILED, f"{its.server.address}: EOF") == (failure.kind, failure.detail)
+            assert (FailureKind.FAILED, f"{its.server.address}: the connection ended too early") == (
+                failure.kind,
+                failure.detail,
+            )
 
 
 def with_ttl(ttl: int) -> Script:
@@ -502,6 +444,73 @@ class TestAskers:
             assert [answer.addresses for answer in await asyncio.gather(first, joining)] == [(IPV4,), (IPV4,)]
             assert await its.addresses(OTHER) == (IPV4,)
 
+    async def test_questions_wait_for_one_of_the_sockets_that_there_are(self) -> None:
+        """They take no others, and every one has its turn."""
+        under_way = most = 0
+        release = asyncio.Event()
+
+        async def script(asked: Asked) -> list[bytes]:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await release.wait()
+            under_way -= 1
+            return await both_families(asked)
+
+        async with resolving(script, family=Family.BOTH, sockets=3) as its:
+            names = [ServerName(f"n{number}.test") for number in range(20)]
+            lookups = asyncio.gather(*map(its.addresses, names))
+            await until(lambda: under_way >= 3)
+            release.set()
+            assert len(await lookups) == 20
+        assert most <= 3
+
+    async def test_nobody_asks_again_while_others_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A name that nobody answers for takes one socket; the next one that is free is for who has not asked yet."""
+        waits = 0
+
+        def stagger(_: Resolver) -> float:
+            nonlocal waits
+            waits += 1
+            return 0.001
+
+        monkeypatch.setattr(Resolver, "_stagger", property(stagger))
+        third, release = ServerName("third.test"), asyncio.Event()
+
+        async def held(asked: Asked) -> list[bytes]:
+            await release.wait()
+            return await both_families(asked)
+
+        async with resolving(by_name({NAME: silence, OTHER: held}, both_families), sockets=2) as its:
+            lookups = [asyncio.create_task(its.resolver.resolve(name)) for name in (NAME, OTHER)]
+            await until(lambda: its.server.names() == {NAME, OTHER} and waits > 20)
+            lookups.append(asyncio.create_task(its.resolver.resolve(third)))
+            await turns()
+            release.set()
+            await asyncio.wait(lookups[1:])
+            assert [asked.name for asked in its.server.asked][:3] == [NAME, OTHER, third]
+
+    async def test_a_question_whose_turn_never_comes_says_so(self) -> None:
+        async with resolving(silence, sockets=1, timeout=IMPATIENT) as its:
+            first = asyncio.create_task(its.failure())
+            await until(lambda: bool(its.server.asked))
+            failure = await its.failure(OTHER)
+            assert "no answer within 0.4 s; all 1 sockets for questions were in use" == failure.detail
+            assert "no answer within 0.4 s" == (await first).detail
+
+    @pytest.mark.parametrize(
+        ("descriptors", "expected"),
+        [
+            (4, 1),
+            (512, 64),
+            (1024, 128),
+            (20_000, MAX_QUESTION_SOCKETS),
+            (RLIM_INFINITY, MAX_QUESTION_SOCKETS),
+        ],
+    )
+    def test_sockets_for_questions_are_a_share_of_the_descriptors(self, descriptors: int, expected: int) -> None:
+        assert expected == question_sockets(descriptors)
+
     async def test_the_cache_is_bounded(self) -> None:
         async with resolving(both_families, cache_size=1) as its:
             await its.addresses(NAME)
@@ -515,6 +524,21 @@ class TestAskers:
             await its.resolver.close()
             await asyncio.wait([asker])
             assert asker.cancelled()
+
+    @pytest.mark.parametrize("transport", ["udp", "tcp"])
+    async def test_wherever_it_is(self, transport: str) -> None:
+        """No socket is left, however far a question has come when it ends."""
+        script = silence if transport == "udp" else by_tcp(silence)
+        async with scripted_server(script) as server:
+            before = open_descriptors()
+            for count in range(30):
+                resolver = Resolver(ResolverSettings(nameservers=(server.address,), timeout=PATIENT))
+                asker = asyncio.create_task(resolver.resolve(NAME))
+                await turns(count)
+                await resolver.close()
+                asker.cancel()
+                await asyncio.wait([asker])
+            await until(lambda: open_descriptors() <= before)
 
 
 DOWN = refusing(dns.rcode.SERVFAIL)

@@ -131,7 +131,7 @@ def test_several_sinks_each_have_their_events_and_their_format(tmp_path: Path) -
     every, nginx, envoy = (tmp_path / name for name in ("every", "nginx", "envoy"))
     log = its_logs(
         Settings(path=str(every)),
-        Settings(path=str(nginx), format="nginx"),
+        Settings(path=str(nginx), format="nginx", events=frozenset({"close", "deny"})),
         Settings(path=str(envoy), format="envoy", events=frozenset({"deny"})),
         clock=Clock(),
     )
@@ -173,9 +173,9 @@ def test_a_sample_is_even_and_who_is_in_the_smaller_one_is_in_the_larger(tmp_pat
     assert set(closed) <= set(opened)
 
 
-def changed() -> Record:
+def changed(reason: Reason) -> Record:
     record = relayed()
-    record.end(Reason.POLICY_CHANGED)
+    record.end(reason)
     return record
 
 
@@ -194,7 +194,8 @@ def audited() -> Record:
 NEVER_SAMPLED = {
     "a refusal": (refused(), Event.DENY),
     "a failure": (refused(Reason.DNS_TIMEOUT), Event.FAIL),
-    "a live connection that a new policy refuses": (changed(), Event.CLOSE),
+    "a live connection that a new policy refuses": (changed(Reason.POLICY_CHANGED), Event.CLOSE),
+    "a live connection that asks for another name": (changed(Reason.SNI_CHANGED), Event.CLOSE),
     "what monitor mode lets pass": (monitored(), Event.OPEN),
     "what an audit rule asks for": (audited(), Event.CLOSE),
 }

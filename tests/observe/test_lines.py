@@ -247,3 +247,9 @@ def test_what_monitor_mode_lets_pass_has_the_level_of_what_is_refused() -> None:
     assert level_of(record, Event.OPEN) == "info"
     record.dry_run = DryRun(True, Reason.RULE, NO_GROUND)
     assert level_of(record, Event.OPEN) == "error"
+
+
+def test_a_client_that_asks_for_another_name_when_it_is_served_makes_an_error() -> None:
+    record = relayed()
+    record.end(Reason.SNI_CHANGED)
+    assert level_of(record, Event.CLOSE) == "error"

@@ -226,7 +226,7 @@ def test_the_way_to_the_name_is_read_as_strictly_as_openssl_reads_it(server: Ser
 
 
 def test_a_second_hello_after_a_retry_may_name_another_server() -> None:
-    """What docs/client-hello.md says is not read. Should OpenSSL begin to compare the names, that can be said there."""
+    """Why docs/client-hello.md has a section on it. If OpenSSL begins to compare the names, that can be said there."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("example.org").configure_cert(context)
     context.set_ecdh_curve("prime256v1")  # OpenSSL's clients offer a key for x25519, and are asked to try again
