@@ -194,7 +194,7 @@ class Supervisor:
         return _Process(name=f"worker {number}", work=work, keeps=sockets, on_death=lambda: self._bury_worker(number))
 
     def _run_admin(self, generation: Generation, inbox: Inbox) -> None:
-        # Loaded here and nowhere else: 20 MB that no worker needs.
+        # Loaded here and nowhere else: 3 MB that no worker needs.
         from sniproxy.observe.admin.server import AdminTask, run_admin  # noqa: PLC0415
 
         listeners = self._listeners

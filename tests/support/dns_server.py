@@ -6,13 +6,15 @@ from a question to the replies. The scripts that tests put together are at the e
 
 import asyncio
 import os
+import random
 import select
 import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import dns.flags
@@ -71,18 +73,16 @@ def _wait_for_start(server: "subprocess.Popen[bytes]") -> None:
 
 
 def unused_port() -> int:
-    """A port of 127.0.0.1 that is free for UDP and TCP."""
+    """A port that is free for UDP and TCP on every address.
+
+    It is below those that the kernel gives to outgoing connections: one of them could take it before its listener does.
+    """
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", 0))
-            port: int = tcp.getsockname()[1]
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        port = random.randrange(max(1024, lowest_outgoing - 16384), lowest_outgoing)
+        with suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("", port))
+            udp.bind(("", port))
             return port
 
 
