@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.origins import NAMES, Authority, echo, origin, tls_origin
+from tests.support.echoing import echo
+from tests.support.origins import NAMES, Authority, origin, tls_origin
 
 ALL_BUT_ENGLISH = {
     "rules": [

@@ -18,21 +18,8 @@ import yaml
 
 from tests.e2e.conftest import allowing
 from tests.support.clients import connected
-from tests.support.faults import (
-    HELLO,
-    NAME,
-    echo,
-    end_of,
-    flowing,
-    holding,
-    is_alive,
-    is_served,
-    opened,
-    ping,
-    reasons,
-    receive,
-    to,
-)
+from tests.support.echoing import NAME, echo, is_served, opened, ping
+from tests.support.faults import HELLO, end_of, flowing, holding, is_alive, reasons, receive, to
 from tests.support.origins import origin, read_exactly
 from tests.support.proxy import ProxyProcess, is_ready, running_proxy, wait_until
 

@@ -24,7 +24,8 @@ import yaml
 from tests.e2e.conftest import allowing
 from tests.support.clients import ask, hello_for
 from tests.support.dns_server import dnsmasq
-from tests.support.faults import HELLO, NAME, echo, end_of, holding, is_served, opened, ping, to
+from tests.support.echoing import NAME, echo, is_served, opened, ping
+from tests.support.faults import HELLO, end_of, holding, to
 from tests.support.origins import origin
 from tests.support.proxy import PATIENCE, Line, ProxyProcess, is_ready, running_proxy, wait_until
 

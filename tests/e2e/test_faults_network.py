@@ -23,7 +23,8 @@ import pytest
 from tests.e2e.conftest import allowing
 from tests.support.clients import ask, connected, hello_for
 from tests.support.dns_server import Asked, ScriptedServer, scripted_server, unused_port
-from tests.support.faults import HELLO, NAME, echo, end_of, holding, is_served, opened, ping, reasons, receive, to
+from tests.support.echoing import NAME, echo, is_served, opened, ping
+from tests.support.faults import HELLO, end_of, holding, reasons, receive, to
 from tests.support.impair import FAR, NEAR, Link, linked
 from tests.support.origins import origin, read_exactly, read_to_end
 from tests.support.proxy import PATIENCE, ProxyProcess, running_proxy, wait_until

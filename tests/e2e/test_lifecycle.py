@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,15 @@ import pytest
 
 from tests.e2e.conftest import allowing
 from tests.support.clients import ask, connected, fetch, hello_for
+from tests.support.echoing import NAME, opened, ping
 from tests.support.origins import Authority, page_of, read_exactly, read_to_end
 from tests.support.proxy import ProxyProcess, is_ready, running_proxy, wait_until
 
-NAME = "live.wikipedia.org"
 HELLO = hello_for(NAME)
 
 
 def config_for(port: int, **more: Any) -> dict[str, Any]:
     return {"upstream": {"hosts": {NAME: [f"127.0.0.1:{port}"]}}, **more}
-
-
-@contextlib.contextmanager
-def opened(proxy: ProxyProcess) -> Iterator[socket.socket]:
-    """A connection through the proxy on which bytes flow."""
-    with connected(proxy.address) as sock:
-        sock.sendall(HELLO)
-        assert read_exactly(sock, 5) == b"ready"
-        yield sock
 
 
 def accepts(proxy: ProxyProcess) -> bool:
@@ -44,11 +34,6 @@ def accepts(proxy: ProxyProcess) -> bool:
     except ConnectionRefusedError:
         return False
     return True
-
-
-def ping(sock: socket.socket) -> bytes:
-    sock.sendall(b"ping")
-    return read_exactly(sock, 4)
 
 
 def test_a_dead_worker_is_replaced_and_the_others_keep_serving(tmp_path: Path, echo_port: int) -> None:

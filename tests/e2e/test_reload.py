@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ import pytest
 import yaml
 
 from tests.support.clients import connected, hello_for
-from tests.support.origins import read_exactly, read_to_end
+from tests.support.echoing import is_served, opened, ping
+from tests.support.origins import read_to_end
 from tests.support.proxy import ProxyProcess, running_proxy, wait_until
 
 STAYS, GOES = "stays.example.org", "goes.example.org"
@@ -38,26 +38,6 @@ def allowing(*names: str) -> str:
 
 
 BOTH, ONE = allowing(STAYS, GOES), allowing(STAYS)
-
-
-@contextlib.contextmanager
-def opened(proxy: ProxyProcess, name: str) -> Iterator[socket.socket]:
-    """A connection through the proxy on which bytes flow."""
-    with connected(proxy.address) as sock:
-        sock.sendall(hello_for(name))
-        assert read_exactly(sock, 5) == b"ready"
-        yield sock
-
-
-def ping(sock: socket.socket) -> bytes:
-    sock.sendall(b"ping")
-    return read_exactly(sock, 4)
-
-
-def is_allowed(proxy: ProxyProcess, name: str) -> bool:
-    with connected(proxy.address) as sock:
-        sock.sendall(hello_for(name))
-        return read_exactly(sock, 5) == b"ready"
 
 
 @dataclass
@@ -158,14 +138,14 @@ def test_a_change_is_in_force_in_every_worker(files: Files, echo_port: int, case
     where, change = CHANGES[case]
     files.put(**{where: BOTH})
     with running(files.home, echo_port, workers=2) as proxy:
-        assert [is_allowed(proxy, name) for name in (STAYS, GOES)] == [True, True]
+        assert [is_served(proxy, name) for name in (STAYS, GOES)] == [True, True]
         began = time.monotonic()
         change(files)
         proxy.wait_for_generation(2)
         assert time.monotonic() - began < MARGIN
         # Enough for each of two workers to have its share.
-        assert [is_allowed(proxy, GOES) for _ in range(20)] == [False] * 20
-        assert is_allowed(proxy, STAYS)
+        assert [is_served(proxy, GOES) for _ in range(20)] == [False] * 20
+        assert is_served(proxy, STAYS)
         line = proxy.wait_until_said(RELOADED)
         assert (line["generation"], bool(line["files"]), line["seconds"] < MARGIN) == (2, True, True)
         assert proxy.metrics()["sniproxy_config_last_reload_success"] == 1
@@ -178,7 +158,7 @@ def test_the_next_change_is_seen_too(files: Files, echo_port: int) -> None:
         for generation, text in enumerate((ONE, BOTH, ONE, BOTH), 2):
             files.publish(text)
             proxy.wait_for_generation(generation)
-            assert is_allowed(proxy, GOES) is (text == BOTH)
+            assert is_served(proxy, GOES) is (text == BOTH)
 
 
 def test_a_thousand_rules_are_in_force_within_a_second(files: Files, echo_port: int) -> None:
@@ -189,7 +169,7 @@ def test_a_thousand_rules_are_in_force_within_a_second(files: Files, echo_port: 
         text = allowing(STAYS, *names)
         (files.home / "policy.yaml").write_text(text)
         began = time.monotonic()
-        wait_until(lambda: not is_allowed(proxy, GOES), "the new policy")
+        wait_until(lambda: not is_served(proxy, GOES), "the new policy")
         proxy.wait_for_generation(2)
         took = time.monotonic() - began
         line = proxy.wait_until_said(RELOADED)
@@ -213,7 +193,7 @@ def test_a_storm_of_sighups_ends_well(files: Files, echo_port: int) -> None:
             proxy.process.send_signal(signal.SIGHUP)
         (files.home / "policy.yaml").write_text(ONE)
         proxy.wait_for_generation(2)
-        assert (ping(sock), is_allowed(proxy, GOES)) == (b"ping", False)
+        assert (ping(sock), is_served(proxy, GOES)) == (b"ping", False)
 
 
 # ---- What does not ----
@@ -273,7 +253,7 @@ def test_what_is_bad_never_takes_effect(files: Files, echo_port: int, case: str)
         metrics = proxy.metrics()
         assert metrics["sniproxy_config_last_reload_success"] == 0
         assert metrics["sniproxy_config_generation"] == 1
-        assert (ping(sock), is_allowed(proxy, GOES)) == (b"ping", True)
+        assert (ping(sock), is_served(proxy, GOES)) == (b"ping", True)
         mend(files)
         wait_until(lambda: proxy.metrics()["sniproxy_config_last_reload_success"] == 1, "a good reload")
         assert (proxy.generation, ping(sock)) == (1, b"ping")
@@ -290,7 +270,7 @@ def test_a_mend_in_a_file_that_was_never_read_is_seen(files: Files, echo_port: i
         (files.home / "new").mkdir()
         (files.home / "new" / "later.yaml").write_text(ONE)
         proxy.wait_for_generation(2)
-        assert not is_allowed(proxy, GOES)
+        assert not is_served(proxy, GOES)
 
 
 NUDGES: dict[str, Callable[[ProxyProcess], object]] = {
@@ -312,10 +292,10 @@ def test_a_file_that_is_still_being_written_takes_no_effect(files: Files, echo_p
             NUDGES[case](proxy)
             waits = "reload waits for files that are open for writing"
             assert proxy.wait_until_said(waits)["files"] == [str(policy)]
-            assert (proxy.generation, is_allowed(proxy, GOES)) == (1, True)
+            assert (proxy.generation, is_served(proxy, GOES)) == (1, True)
             file.write("# the end\n")
         proxy.wait_for_generation(2)
-        assert not is_allowed(proxy, GOES)
+        assert not is_served(proxy, GOES)
 
 
 # ---- What a config can change ----
@@ -340,7 +320,7 @@ def test_settings_are_reloaded(files: Files, echo_port: int) -> None:
         )
         proxy.wait_for_generation(2)
         with opened(proxy, "new.example.org") as other:
-            assert not is_allowed(proxy, STAYS)
+            assert not is_served(proxy, STAYS)
             assert ping(other) == b"ping"
         wait_until(lambda: proxy.metrics()["sniproxy_connections_active"] == 1, "room for another")
         with connected(proxy.address) as silent:
@@ -364,7 +344,7 @@ def test_a_listener_changes_whom_it_trusts(files: Files, echo_port: int) -> None
         required = {"proxy_protocol": "required", "trusted_peers": ["127.0.0.0/8"]}
         rewrite(files.home, listeners=[{"address": "127.0.0.1:0", **required}])
         proxy.wait_for_generation(2)
-        assert not is_allowed(proxy, STAYS)
+        assert not is_served(proxy, STAYS)
         assert proxy.wait_for_finals(1)[-1]["reason"] == "bad_proxy_header"
 
 
@@ -379,7 +359,7 @@ def test_what_needs_a_restart_is_named_and_the_rest_taken(files: Files, echo_por
             listeners=[{"address": "127.0.0.1:0"}, {"address": f"unix:{files.home}/new.sock"}],
             admin={"address": "127.0.0.1:1"},
         )
-        wait_until(lambda: not is_allowed(proxy, GOES), "the new policy")
+        wait_until(lambda: not is_served(proxy, GOES), "the new policy")
         proxy.wait_until_said("a change needs a restart")
         told = {line["change"].partition(":")[0] for line in proxy.said if line["event"] == "a change needs a restart"}
         assert told == {"workers", "listeners", "admin.address"}
@@ -399,11 +379,11 @@ def test_a_worker_that_is_started_later_has_the_newest_policy(files: Files, echo
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(proxy.children()) == 3 and not {*workers} & {*proxy.children()}, "new workers")
-        wait_until(lambda: not is_allowed(proxy, GOES), "a worker that answers")
-        assert [is_allowed(proxy, GOES) for _ in range(20)] == [False] * 20
+        wait_until(lambda: not is_served(proxy, GOES), "a worker that answers")
+        assert [is_served(proxy, GOES) for _ in range(20)] == [False] * 20
         (files.home / "policy.yaml").write_text(BOTH)
         proxy.wait_for_generation(3)
-        assert [is_allowed(proxy, GOES) for _ in range(20)] == [True] * 20
+        assert [is_served(proxy, GOES) for _ in range(20)] == [True] * 20
 
 
 def large(count: int) -> str:
@@ -451,7 +431,7 @@ def test_a_reader_that_dies_is_a_failed_reload(files: Files, echo_port: int) -> 
         wait_until(lambda: readers(proxy) != [], "a reader")
         os.kill(readers(proxy)[0], signal.SIGKILL)
         assert proxy.wait_until_said(FAILED)["problems"] == ["the process that reads the files died (signal SIGKILL)"]
-        assert is_allowed(proxy, GOES)
+        assert is_served(proxy, GOES)
         (files.home / "policy.yaml").write_text(ONE)
         proxy.wait_for_generation(2)
 
@@ -494,7 +474,7 @@ def test_they_stay_where_the_config_says_so(files: Files, echo_port: int) -> Non
     with running(files.home, echo_port, policy={**POLICIES, "rejudge": False}) as proxy, opened(proxy, GOES) as sock:
         (files.home / "policy.yaml").write_text(ONE)
         proxy.wait_for_generation(2)
-        assert (is_allowed(proxy, GOES), ping(sock)) == (False, b"ping")
+        assert (is_served(proxy, GOES), ping(sock)) == (False, b"ping")
 
 
 @dataclass

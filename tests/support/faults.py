@@ -9,47 +9,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.support.clients import connected, hello_for
-from tests.support.origins import read_exactly
+from tests.support.clients import hello_for
+from tests.support.echoing import NAME, opened
 from tests.support.proxy import PATIENCE, Line, ProxyProcess, wait_until
 
-NAME = "live.wikipedia.org"
 HELLO = hello_for(NAME)
-
-
-def echo(sock: socket.socket) -> None:
-    """An origin that answers the hello with `ready`, then every byte with itself."""
-    header = read_exactly(sock, 5)
-    read_exactly(sock, int.from_bytes(header[3:5], "big"))
-    sock.sendall(b"ready")
-    while data := sock.recv(65536):
-        sock.sendall(data)
 
 
 def to(port: int, **more: Any) -> dict[str, Any]:
     """A config with two workers whose NAME is on this port of loopback."""
     return {"upstream": {"hosts": {NAME: [f"127.0.0.1:{port}"]}}, "workers": 2, **more}
-
-
-@contextlib.contextmanager
-def opened(proxy: ProxyProcess, name: str = NAME) -> Iterator[socket.socket]:
-    """A connection through the proxy on which bytes flow."""
-    with connected(proxy.address) as sock:
-        sock.sendall(hello_for(name))
-        assert read_exactly(sock, 5) == b"ready"
-        yield sock
-
-
-def ping(sock: socket.socket) -> bytes:
-    sock.sendall(b"ping")
-    return read_exactly(sock, 4)
-
-
-def is_served(proxy: ProxyProcess, name: str = NAME) -> bool:
-    """Whether a new connection is."""
-    with connected(proxy.address) as sock:
-        sock.sendall(hello_for(name))
-        return read_exactly(sock, 5) == b"ready"
 
 
 def end_of(sock: socket.socket) -> str:

@@ -114,12 +114,3 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 def read_to_end(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(65536), b""))
-
-
-def echo(sock: socket.socket) -> None:
-    """A handler that answers the hello, of one record, with `ready`, and then every byte with itself."""
-    header = read_exactly(sock, 5)
-    read_exactly(sock, int.from_bytes(header[3:5], "big"))
-    sock.sendall(b"ready")
-    while data := sock.recv(65536):
-        sock.sendall(data)
