@@ -55,8 +55,9 @@ class Trust:
 
     def __init__(self, listener: Listener) -> None:
         self._uids = {peer.uid for peer in listener.trusted_peers if isinstance(peer, Uid)}
-        self._networks = tuple(peer for peer in listener.trusted_peers if not isinstance(peer, Uid))
-        self._is_trusted_ip = lru_cache(maxsize=4096)(lambda ip: _within(ip, self._networks))
+        networks = tuple(peer for peer in listener.trusted_peers if not isinstance(peer, Uid))
+        # Knows the networks and not us: a ring would keep thousands of addresses of each config that was ever in force.
+        self._is_trusted_ip = lru_cache(maxsize=4096)(lambda ip: _within(ip, networks))
 
     def has(self, peer: Peer) -> bool:
         return peer.uid in self._uids if peer.uid is not None else self._is_trusted_ip(peer.ip)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,7 +19,7 @@ from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
 from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
 from sniproxy.net.sockets import Socket
 from tests.net.clock import HandClock
-from tests.net.loopback import PATIENCE, no_descriptor_left, open_descriptors, turns, until
+from tests.net.loopback import PATIENCE, no_collection, no_descriptor_left, open_descriptors, turns, until
 
 ANY_PORT = TcpAddress("127.0.0.1", 0)
 
@@ -218,6 +219,19 @@ def test_who_is_trusted(case: str) -> None:
     trusted, peer, expected = TRUST[case]
     asked = trust(*trusted)
     assert [expected] * 2 == [asked.has(peer), asked.has(peer)]
+
+
+def test_trust_that_is_no_more_needed_keeps_nothing() -> None:
+    """Each generation of the config makes its own, and each remembers thousands of addresses."""
+    with no_collection():
+        network = parse_trusted_peer("10.0.0.0/8")
+        is_kept = weakref.ref(network)
+        listener = Listener(address=ANY_PORT, proxy_protocol="required", trusted_peers=(network,))
+        trust = Trust(listener)
+        assert trust.has(Peer("10.1.2.3", 1, None))
+        del trust, listener, network
+
+        assert is_kept() is None
 
 
 SOURCES = {
