@@ -188,6 +188,7 @@ def fetch_title(principal: str, name: str, proxy: tuple[str, int], trust: ssl.SS
         with trust.wrap_socket(sock, server_hostname=name) as tls:
             tls.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
             page = b"".join(iter(lambda: tls.recv(4096), b""))
+            tls.unwrap()  # both say goodbye, so that neither closes with words of the other unread, which is a reset
     return page.decode().partition("<title>")[2].partition("</title>")[0]
 
 
@@ -202,6 +203,7 @@ def serve_title(title: str, context: ssl.SSLContext) -> Iterator[int]:
             with contextlib.suppress(OSError), client, context.wrap_socket(client, server_side=True) as tls:
                 tls.recv(4096)
                 tls.sendall(page % (len(body), body))
+                tls.unwrap()
 
         def accept() -> None:
             with contextlib.suppress(OSError):  # the listening socket is closed: the story is over
