@@ -25,6 +25,9 @@ from tests.support.proxy import ProxyProcess, is_ready, running_proxy, wait_unti
 
 DIED, DIED_STOPPING = "process died", "process died while stopping"
 
+# Connections, so many that each of two workers has some.
+CROWD = 32
+
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
@@ -129,16 +132,16 @@ def test_a_dead_admin_process_is_replaced_and_nobody_waits(tmp_path: Path, port:
 def test_a_worker_that_is_told_to_end_lets_its_connections_finish(tmp_path: Path, port: int) -> None:
     """SIGTERM to the worker itself, by whoever means well: it drains, and another takes its place."""
     with running_proxy(tmp_path, to(port), allowing(NAME)) as proxy, holding(proxy), contextlib.ExitStack() as stack:
-        live = [stack.enter_context(opened(proxy)) for _ in range(10)]
+        live = [stack.enter_context(opened(proxy)) for _ in range(CROWD)]
         workers = proxy.children()[:2]
         for pid in workers:
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: proxy.times_said("draining") == 2, "two workers that drain")
-        assert [ping(sock) for sock in live] == [b"ping"] * 10
+        assert [ping(sock) for sock in live] == [b"ping"] * CROWD
         stack.close()
         wait_for_new_workers(proxy, workers)
         assert is_served(proxy)
-        assert (lost(proxy), reasons(proxy.wait_for_finals(11))) == ([0, 0], ["done"] * 11)
+        assert (lost(proxy), reasons(proxy.wait_for_finals(CROWD + 1))) == ([0, 0], ["done"] * (CROWD + 1))
 
 
 # ---- Workers that hang ----
@@ -194,31 +197,31 @@ def test_a_killed_supervisor_leaves_a_free_port_and_live_connections(tmp_path: P
     (tmp_path / "old").mkdir()
     (tmp_path / "new").mkdir()
     with running_proxy(tmp_path / "old", config, allowing(NAME)) as old, contextlib.ExitStack() as stack:
-        live = [stack.enter_context(opened(old)) for _ in range(10)]
+        live = [stack.enter_context(opened(old)) for _ in range(CROWD)]
         children = old.children()
         old.process.kill()
         old.process.wait()
         wait_until(lambda: old.times_said("draining") == 2, "two workers that drain")
         again = {**config, "listeners": [{"address": f"127.0.0.1:{old.address[1]}"}]}
         with running_proxy(tmp_path / "new", again, allowing(NAME)) as new:
-            assert [ping(sock) for sock in live] == [b"ping"] * 10
+            assert [ping(sock) for sock in live] == [b"ping"] * CROWD
             assert is_served(new)
             stack.close()
             wait_until(lambda: not any(map(is_alive, children)), "the end of every process")
             assert reasons(new.wait_for_finals(1)) == ["done"]
-        assert reasons(old.finals) == ["done"] * 10
+        assert reasons(old.finals) == ["done"] * CROWD
 
 
 def test_without_a_supervisor_the_drain_has_its_end(tmp_path: Path, port: int) -> None:
     """timeouts.drain holds for workers whose supervisor was killed, too: no connection keeps one for ever."""
     with running_proxy(tmp_path, to(port, timeouts={"drain": "300ms"}), allowing(NAME)) as proxy:
         with contextlib.ExitStack() as stack:
-            live = [stack.enter_context(opened(proxy)) for _ in range(10)]
+            live = [stack.enter_context(opened(proxy)) for _ in range(CROWD)]
             children = proxy.children()
             proxy.process.kill()
-            assert [end_of(sock) for sock in live] == ["end"] * 10
+            assert [end_of(sock) for sock in live] == ["end"] * CROWD
         wait_until(lambda: not any(map(is_alive, children)), "the end of every process")
-        assert reasons(proxy.finals) == ["drain"] * 10
+        assert reasons(proxy.finals) == ["drain"] * CROWD
 
 
 # ---- Signals ----
@@ -290,15 +293,15 @@ def test_a_drain_survives_every_signal(tmp_path: Path, port: int, attempt: int) 
 
         numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
         with contextlib.ExitStack() as stack:
-            live = [stack.enter_context(opened(proxy)) for _ in range(10)]
+            live = [stack.enter_context(opened(proxy)) for _ in range(CROWD)]
             proxy.terminate()
             proxy.wait_until_said("stopping")
             with storming(alive, *numbers, seed=attempt):
                 (tmp_path / "policy.yaml").write_text("rules: 7")
-                assert [ping(sock) for sock in live] == [b"ping"] * 10
+                assert [ping(sock) for sock in live] == [b"ping"] * CROWD
                 stack.close()
                 assert proxy.wait() == 0
-        assert reasons([line for line in proxy.finals if line["requestedServerName"] == NAME]) == ["done"] * 10
+        assert reasons([line for line in proxy.finals if line["requestedServerName"] == NAME]) == ["done"] * CROWD
         assert proxy.times_said(DIED_STOPPING) == 0
         assert lost(proxy) == []
         assert not any(map(is_alive, everybody))
@@ -307,15 +310,15 @@ def test_a_drain_survives_every_signal(tmp_path: Path, port: int, attempt: int) 
 def test_sigterm_to_every_process_at_once_is_a_drain(tmp_path: Path, port: int) -> None:
     """As systemd does it, to the whole control group."""
     with running_proxy(tmp_path, to(port), allowing(NAME)) as proxy, contextlib.ExitStack() as stack:
-        live = [stack.enter_context(opened(proxy)) for _ in range(10)]
+        live = [stack.enter_context(opened(proxy)) for _ in range(CROWD)]
         children = proxy.children()
         for pid in (*children, proxy.process.pid):
             os.kill(pid, signal.SIGTERM)
         proxy.wait_until_said("stopping")
-        assert [ping(sock) for sock in live] == [b"ping"] * 10
+        assert [ping(sock) for sock in live] == [b"ping"] * CROWD
         stack.close()
         assert proxy.wait() == 0
-        assert reasons(proxy.finals) == ["done"] * 10
+        assert reasons(proxy.finals) == ["done"] * CROWD
         assert not any(map(is_alive, children))
 
 
