@@ -6,7 +6,7 @@ missing. What needs a C compiler is the build; the wheel needs none.
 
 mypyc 2.4 compiles these modules right as long as no coroutine awaits inside an `except` block, and no function gives
 one name to exceptions of two types: the end-to-end tests run on the compiled package, too (`make test-compiled`).
-net/resolver is left out, because in it `asyncio.timeout` does not end what it should.
+net/nameservers is left out, because in it `asyncio.timeout` does not end what it should.
 """
 
 import os
@@ -21,6 +21,7 @@ HOT_PATH = (
     "intake",
     "connection",
     "app",
+    "wire/u16",
     "wire/client_hello",
     "wire/hello_retry",
     "wire/proxy_protocol",
@@ -37,6 +38,7 @@ HOT_PATH = (
     "net/listener",
     "net/guard",
     "net/dns_cache",
+    "net/resolver",
     "net/dial",
     "net/pipes",
     "net/relay",

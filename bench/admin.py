@@ -1,7 +1,6 @@
 """sniproxy's metrics, asked for over its admin address as a Prometheus would."""
 
 import contextlib
-import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -15,12 +14,6 @@ def scrape(proxy: Proxy) -> str:
     with urllib.request.urlopen(f"http://{proxy.admin}/metrics") as answer:
         text: str = answer.read().decode()
         return text
-
-
-def gauge(exposition: str, name: str) -> float:
-    """The value of a series without labels; 0 where it is not."""
-    found = re.search(rf"^{re.escape(name)} (\S+)$", exposition, re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 @contextlib.contextmanager

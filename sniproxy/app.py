@@ -30,7 +30,7 @@ from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.resolver import Family, Resolver, ResolverSettings
+from sniproxy.net.resolver import Resolver
 from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Strand, Turns
 from sniproxy.net.timers import TimerWheel
@@ -185,7 +185,7 @@ class _Worker:
         return Guard(*_networks(config), self._task.own_endpoints)
 
     def _resolver(self, config: Config) -> Resolver:
-        return Resolver(_resolver_settings(config), _DnsObserver(self._meter))
+        return Resolver(config.upstream.resolver, _DnsObserver(self._meter))
 
     def _retire(self, resolver: Resolver, timeout: float) -> None:
         """Close a resolver once nobody can wait for it: its lookups end within their timeout."""
@@ -267,20 +267,6 @@ def _door(listener: Listener) -> Door:
         Trust(listener),
         TlvTypes(tlvs.principal, tlvs.requested_server_name),
         listener.identity.static or UNKNOWN,
-    )
-
-
-def _resolver_settings(config: Config) -> ResolverSettings:
-    settings = config.upstream.resolver
-    return ResolverSettings(
-        nameservers=settings.nameservers,
-        family=Family(settings.family),
-        timeout=settings.timeout,
-        min_ttl=settings.min_ttl,
-        max_ttl=settings.max_ttl,
-        negative_ttl=settings.negative_ttl,
-        stale_ttl=settings.stale_ttl,
-        cache_size=settings.cache_size,
     )
 
 

@@ -6,7 +6,7 @@ import resource
 import structlog
 
 from sniproxy.config.model import Config
-from sniproxy.net.resolver import question_sockets
+from sniproxy.net.nameservers import question_sockets
 
 _log = structlog.get_logger()
 

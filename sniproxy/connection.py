@@ -236,8 +236,7 @@ class Proxy:
         if connection.relay is not None:
             connection.relay.close()
             record.received, record.sent = connection.relay.received, connection.relay.sent
-            if record.reason is Reason.SNI_CHANGED:
-                record.detail = connection.relay.detail
+            record.detail = connection.relay.detail or record.detail
         self._close(connection.downstream)
         if connection.upstream is not None:
             self._close(connection.upstream)

@@ -165,7 +165,10 @@ class Intake:
     def client_hello(self, limit: int) -> ClientHello | NeedMore:
         """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""
         chunk, self._unread = self._unread, b""
-        self.replay = self.replay + chunk if self.replay else chunk
+        if self.replay:
+            self.replay += chunk
+        else:
+            self.replay = chunk
         try:
             if self._reader is None:
                 hello = read_whole_client_hello(chunk, limit)

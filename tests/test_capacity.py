@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from sniproxy.capacity import connection_limit, worker_count
 from sniproxy.config.model import Config, Limits
-from sniproxy.net.resolver import question_sockets
+from sniproxy.net.nameservers import question_sockets
 
 
 def limited(connections: int) -> Config:

@@ -106,7 +106,9 @@ Family = Literal["ipv4", "ipv6", "both"]
 
 @dataclass(frozen=True, slots=True)
 class ResolverConfig(Section):
-    nameservers: tuple[str, ...] = setting((), each(parse_nameserver))  # none: the system's, from /etc/resolv.conf
+    nameservers: tuple[TcpAddress, ...] = setting(
+        (), each(parse_nameserver)
+    )  # none: the system's, from /etc/resolv.conf
     family: Family = setting("both", choice(Family))
     timeout: float = setting(2.0, parsed(parse_positive_duration))
     min_ttl: float = setting(1.0, parsed(parse_duration))
@@ -405,9 +407,8 @@ class Config(Section):
             (("admin", "metrics_address"), self.admin.metrics_address),
             *((("listeners", number, "address"), one.address) for number, one in enumerate(self.listeners)),
         ]
-        places.sort(
-            key=lambda place: value.towards(*place[0]).path == place[0]
-        )  # defaults first: they are not the fault
+        # Defaults first: the fault is with what is written.
+        places.sort(key=lambda place: value.towards(*place[0]).path == place[0])
         seen: dict[Address, str] = {}
         for path, address in places:
             if address is None or (isinstance(address, TcpAddress) and address.port == 0):

@@ -140,6 +140,8 @@ Address = TcpAddress | UnixAddress
 # sockaddr_un.sun_path has 108 bytes, the last one NUL (unix(7)).
 _MAX_UNIX_PATH = 107
 
+DNS_PORT = 53
+
 _MAX_UID = 2**32 - 2  # -1 is no user (chown(2))
 
 _LABEL = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
@@ -209,14 +211,13 @@ def parse_trusted_peer(value: object) -> Network | Uid:
     return parse_network(value)
 
 
-def parse_nameserver(value: object) -> str:
-    """A DNS server: "8.8.8.8", "8.8.8.8:53", "2001:db8::1" or "[2001:db8::1]:53", kept as written."""
+def parse_nameserver(value: object) -> TcpAddress:
+    """A DNS server, by UDP and TCP alike: "8.8.8.8", "8.8.8.8:53", "2001:db8::1" or "[2001:db8::1]:53"."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            ipaddress.ip_address(value)
-            return value
+            return TcpAddress(str(ipaddress.ip_address(value)), DNS_PORT)
         with contextlib.suppress(ValueError):
-            return str(parse_endpoint(value))
+            return parse_endpoint(value)
     raise ValueError(
         f"{show(value)} is no nameserver; write its IP address, with a port if it is not 53: 8.8.8.8 or 8.8.8.8:5353"
     )

@@ -4,15 +4,13 @@ A name has at most one entry: what the last lookup came to. It is in one of thre
 
 - Fresh: an answer, or a failure, whose time to live has not run out. It is what askers get.
 - Spent: its time has run out. It is nothing to go by, and stays only because an answer may yet be needed.
-- Stale: a spent answer that came back to life because the name servers failed when it was asked for again
-(RFC
-  8767). Askers get it at once, and the name servers are tried again behind their backs now and then.
+- Stale: a spent answer that came back to life because the name servers failed when it was asked for again (RFC 8767).
+  Askers get it at once, and the name servers are tried again behind their backs now and then.
 
-Only silence and errors bring an answer back to life. When a name server says that the name is gone, it is
-gone.
+Only silence and errors bring an answer back to life. When a name server says that the name is gone, it is gone.
 
-The cache reads no clock and asks no one: the caller says what time it is, in seconds of one monotonic
-clock. It holds `size` names, and forgets the one that was not asked for the longest.
+The cache reads no clock and asks no one: the caller says what time it is, in seconds of one monotonic clock. It holds
+`size` names, and forgets the one that was not asked for the longest.
 """
 
 from collections import OrderedDict
@@ -21,9 +19,14 @@ from enum import Enum
 
 from sniproxy.names import ServerName
 
-# RFC 8767 section 5: a failing server is tried again no more often than every 30 seconds, while stale data
-# serves.
+# RFC 8767 section 5: a failing server is tried again no more often than every 30 seconds, while stale data serves.
 STALE_RECHECK = 30.0
+
+# RFC 9520 section 3.2: failures are remembered for at least 1 second, so that a dead server is not hammered.
+FAILURE_TTL = 1.0
+
+# Of one answer. The guard keeps fewer; this bounds what a cache entry weighs.
+MAX_ADDRESSES = 64
 
 
 class FailureKind(Enum):

@@ -70,6 +70,13 @@ def level_of(record: Record, event: Event) -> str:
     return LEVELS[event]
 
 
+def decision_of(record: Record, event: Event) -> str:
+    """What the policy said, if it was asked."""
+    if record.allowed:
+        return "allow"
+    return "deny" if event is DENY else "none"
+
+
 class Clock:
     """Wall-clock time as text; that of a second is made once."""
 
@@ -130,7 +137,6 @@ class JsonLines(LineFormat):
             duration, reason = "0", ""
         else:
             duration, reason = _seconds(now - record.began), record.reason.word
-        decision = "allow" if record.allowed else "deny" if event is DENY else "none"
         detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
         verdicts = _verdict_fields(record.dry_run, record.audit, most.verdict) if _has_more(record) else ""
         return (
@@ -140,8 +146,9 @@ class JsonLines(LineFormat):
             f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
             f'"destinationPort":{record.destination_port},"destinationApp":"","protocol":"tcp",'
             f'"receivedBytes":{record.received},"sentBytes":{record.sent},"connectionDuration":"{duration}s",'
-            f'"decision":"{decision}",{_ground_fields(record.ground, most.policy, most.rule)},"reason":"{reason}",'
-            f'"responseCodeDetails":{detail},{_offer_fields(record.tls_version, record.alpn, most.alpn)}{verdicts}}}\n'
+            f'"decision":"{decision_of(record, event)}",{_ground_fields(record.ground, most.policy, most.rule)},'
+            f'"reason":"{reason}","responseCodeDetails":{detail},'
+            f"{_offer_fields(record.tls_version, record.alpn, most.alpn)}{verdicts}}}\n"
         ).encode()
 
     def worker_lost(self, worker: int, connections: int) -> bytes:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from sniproxy.config.log_template import parse_template
 from sniproxy.config.units import host_and_port
 from sniproxy.identity.spiffe import UNKNOWN, Identity
-from sniproxy.observe.lines import Clock, LineFormat, level_of
+from sniproxy.observe.lines import Clock, LineFormat, decision_of, level_of
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
 
@@ -189,12 +189,6 @@ class NginxLines(LineFormat):
 def _with_colon(stamp: str) -> str:
     """ISO 8601's zone as nginx writes it, +00:00, which strftime(3) does not."""
     return f"{stamp[:-2]}:{stamp[-2:]}"
-
-
-def decision_of(record: Record, event: Event) -> str:
-    if record.allowed:
-        return "allow"
-    return "deny" if event is Event.DENY else "none"
 
 
 class EnvoyLines(LineFormat):

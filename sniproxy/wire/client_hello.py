@@ -25,6 +25,7 @@ from typing import Final, NamedTuple, NoReturn
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
 from sniproxy.quick import make
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
+from sniproxy.wire.u16 import u16
 
 # RFC 8446 section 5.1, the record layer.
 _HANDSHAKE: Final = 22
@@ -156,16 +157,11 @@ def parse_client_hello(message: bytes) -> ClientHello:
         raise _malformed("the ClientHello ends in the middle of a field") from None
 
 
-def _u16(data: bytes, at: int) -> int:
-    # Compiled, this is a few instructions. A struct would cost hundreds: it is a call into Python, and makes a tuple.
-    return data[at] << 8 | data[at + 1]
-
-
 def _parse_message(message: bytes) -> ClientHello:
-    length = message[1] << 16 | _u16(message, 2)
+    length = message[1] << 16 | u16(message, 2)
     if message[0] != _CLIENT_HELLO or length != len(message) - _MESSAGE_HEADER:
         raise _malformed("the handshake header does not fit the message behind it")
-    legacy_version = _u16(message, _LEGACY_VERSION_AT)
+    legacy_version = u16(message, _LEGACY_VERSION_AT)
     start = _find_extensions(message)
     if start == len(message):  # RFC 5246 section 7.4.1.2: extensions are there if bytes follow the compression methods
         return ClientHello(NoServerName.NO_EXTENSIONS, legacy_version, (legacy_version,), (), False)
@@ -188,7 +184,7 @@ def _find_extensions(message: bytes) -> int:
     if session_id_length > 32:  # RFC 8446 section 4.1.2: legacy_session_id<0..32>
         raise _malformed(f"the session id has {session_id_length} bytes, and 32 are the most")
     at = _SESSION_ID_AT + 1 + session_id_length
-    cipher_suites = _u16(message, at)
+    cipher_suites = u16(message, at)
     if not cipher_suites or cipher_suites % 2:  # section 4.1.2: CipherSuite cipher_suites<2..2^16-2>, two bytes each
         raise _malformed(f"the cipher suites have {cipher_suites} bytes, and must have a positive even number")
     at += 2 + cipher_suites
@@ -209,7 +205,7 @@ def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:
     """
     end = len(message)
     at = start + 2
-    if at + _u16(message, start) != end:
+    if at + u16(message, start) != end:
         raise _malformed("the extensions do not end where the ClientHello does")
     server_name = alpn = versions = ech = 0
     kinds: set[int] = set()
@@ -236,7 +232,7 @@ def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:
 
 
 def _body(message: bytes, at: int) -> bytes:
-    return message[at : at + _u16(message, at - 2)]
+    return message[at : at + u16(message, at - 2)]
 
 
 def _server_name(body: bytes) -> bytes:
@@ -247,9 +243,9 @@ def _server_name(body: bytes) -> bytes:
     """
     if len(body) < _NAME_AT:
         raise _malformed(f"the server_name extension has {len(body)} bytes, too few for a name")
-    name_length = _u16(body, 3)
+    name_length = u16(body, 3)
     name = body[_NAME_AT:]
-    if _u16(body, 0) != len(body) - 2:
+    if u16(body, 0) != len(body) - 2:
         raise _malformed("the server name list does not fill its extension")
     if body[2] != _HOST_NAME:
         raise _malformed(f"the server name is of type {body[2]}, and only host_name (0) exists")
@@ -299,7 +295,7 @@ def _common_alpn(body: bytes) -> tuple[str, ...]:
 def _parse_alpn(body: bytes) -> tuple[str, ...]:
     """The protocols in an application_layer_protocol_negotiation extension (RFC 7301 section 3.1)."""
     end = len(body)
-    if _u16(body, 0) != end - 2 or end == 2:  # ProtocolName protocol_name_list<2..2^16-1>
+    if u16(body, 0) != end - 2 or end == 2:  # ProtocolName protocol_name_list<2..2^16-1>
         raise _malformed("the ALPN extension is not a list of protocols")
     protocols = []
     at = 2
@@ -314,7 +310,7 @@ def _parse_alpn(body: bytes) -> tuple[str, ...]:
 
 def _is_grease_protocol(name: bytes) -> bool:
     """RFC 8701 section 2: the two-byte names 0A0A, 1A1A ... FAFA."""
-    return len(name) == 2 and _is_grease(_u16(name, 0))
+    return len(name) == 2 and _is_grease(u16(name, 0))
 
 
 def _printable(name: bytes) -> str:
@@ -440,14 +436,14 @@ def _whole_message(data: bytes, limit: int) -> bytes:
     """
     if len(data) < _RECORD_HEADER + _MESSAGE_HEADER:
         return b""
-    fragment = _u16(data, 3)
+    fragment = u16(data, 3)
     end = _RECORD_HEADER + fragment
     whole = (
         data[0] == _HANDSHAKE
         and data[1] == _MAJOR_VERSION
         and fragment <= _MAX_FRAGMENT
         and data[5] == _CLIENT_HELLO
-        and data[6] << 16 | _u16(data, 7) == fragment - _MESSAGE_HEADER
+        and data[6] << 16 | u16(data, 7) == fragment - _MESSAGE_HEADER
         and end <= len(data)
         and end <= limit
     )
@@ -490,7 +486,7 @@ def _check_later_record(header: bytearray) -> None:
 
 
 def _fragment_length(header: bytearray) -> int:
-    length = header[3] << 8 | header[4]
+    length = u16(bytes(header), 3)
     if not 0 < length <= _MAX_FRAGMENT:  # RFC 8446 section 5.1: no empty handshake fragments, 2^14 bytes at most
         raise _malformed(f"a handshake record of {length} bytes (1 to {_MAX_FRAGMENT} are allowed)")
     return length

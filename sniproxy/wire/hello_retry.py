@@ -20,6 +20,7 @@ from typing import Final
 from sniproxy.names import ServerName
 from sniproxy.wire.client_hello import ClientHelloReader, HelloError
 from sniproxy.wire.need_more import NEED_MORE
+from sniproxy.wire.u16 import u16
 
 # RFC 8446 section 5.1, the record layer. Its legacy_version is "ignored for all purposes", also here.
 _RECORD_HEADER: Final = 5
@@ -78,7 +79,7 @@ class HelloWatch:
 
         Raises ChangedHelloError.
         """
-        if len(head) == _RECORD_HEADER + (head[3] << 8 | head[4]):
+        if len(head) == _RECORD_HEADER + u16(head, 3):
             return head  # that hello and nothing else, as nearly always
         first = ClientHelloReader(len(head))
         first.feed(head)
@@ -185,7 +186,7 @@ class _Records:
         end = min(at + _RECORD_HEADER - len(header), len(data))
         header += data[at:end]
         if len(header) == _RECORD_HEADER:
-            self.left = header[3] << 8 | header[4]
+            self.left = u16(bytes(header), 3)
         return end
 
 

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from sniproxy.quick import make
 from sniproxy.wire.crc32c import crc32c
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
+from sniproxy.wire.u16 import u16
 
 # A version 2 header may claim 64 KiB; one with a client's certificate in it has about 2.
 MAX_HEADER: Final = 16 * 1024
@@ -157,7 +158,7 @@ def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
     version_and_command, family = data[_V2_FIXED_AT], data[_V2_FIXED_AT + 1]
     if version_and_command not in (_V2_PROXY, _V2_LOCAL):
         raise ProxyHeaderError(f"unknown PROXY protocol version and command 0x{version_and_command:02x}")
-    size = _V2_ADDRESSES_AT + _u16(data, _V2_FIXED_AT + 2)
+    size = _V2_ADDRESSES_AT + u16(data, _V2_FIXED_AT + 2)
     if size > MAX_HEADER:
         raise ProxyHeaderError(f"the PROXY header has {size} bytes, and {MAX_HEADER} are the most")
     if len(data) < size:
@@ -167,10 +168,6 @@ def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
     header = data[:size]
     source, destination, tlvs_at = _read_addresses(header, family)
     return make(ProxyHeader, (size, 2, False, source, destination, _read_tlvs(header, tlvs_at)))
-
-
-def _u16(data: bytes, at: int) -> int:
-    return data[at] << 8 | data[at + 1]
 
 
 def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int]:
@@ -187,8 +184,8 @@ def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int
         return NoAddress.UNIX, NoAddress.UNIX, end
     middle = _V2_ADDRESSES_AT + size
     return (
-        make(SocketAddress, (_address_text(header[_V2_ADDRESSES_AT:middle]), _u16(header, end - 4))),
-        make(SocketAddress, (_address_text(header[middle : end - 4]), _u16(header, end - 2))),
+        make(SocketAddress, (_address_text(header[_V2_ADDRESSES_AT:middle]), u16(header, end - 4))),
+        make(SocketAddress, (_address_text(header[middle : end - 4]), u16(header, end - 2))),
         end,
     )
 

@@ -2,7 +2,6 @@
 
 import asyncio
 
-from bench.admin import gauge
 from bench.counting import new_ledger, serve
 from sniproxy.observe.metrics import ACCEPTED, ACTIVE, BYTES, CLOSED, CONNECTION_SECONDS, OPENED, slot_of
 
@@ -16,9 +15,3 @@ async def test_each_connection_is_counted_from_its_accept_to_its_end() -> None:
     assert row.slots[slot_of(BYTES, "sent")] == 100_000
     first = slot_of(CONNECTION_SECONDS)
     assert sum(row.slots[first : first + len(CONNECTION_SECONDS.buckets) + 1]) == 100
-
-
-def test_a_gauge_is_read_by_its_whole_name() -> None:
-    text = "# HELP sniproxy_x y\nsniproxy_x_total 7\nsniproxy_x 3.0\n"
-    assert gauge(text, "sniproxy_x") == 3
-    assert gauge(text, "sniproxy_y") == 0

@@ -120,7 +120,7 @@ workers: auto
 
 # What the example sets to something else than its default.
 EXAMPLE_SETS = {
-    "upstream.resolver.nameservers": ("8.8.8.8",),
+    "upstream.resolver.nameservers": (TcpAddress("8.8.8.8", 53),),
     "upstream.resolver.family": "ipv4",
     "upstream.hosts": {"en.wikipedia.org": (TcpAddress("127.0.0.1", 9443),)},
     "policy.files": (

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from sniproxy.config.model import ResolverConfig
+from sniproxy.config.units import parse_endpoint
 from sniproxy.names import ServerName
-from sniproxy.net.resolver import Family, ResolutionError, Resolver, ResolverSettings
+from sniproxy.net.resolver import ResolutionError, Resolver
 from tests.support.dns_server import Asked, Script, ScriptedServer, scripted_server
 
 NAME = ServerName("www.test")
@@ -77,8 +79,9 @@ async def resolving(
     """Everything for one test; `others` are name servers to ask first, `settings` differ from the defaults."""
     async with scripted_server(script) as server:
         clock, observed = Clock(), Observed()
-        chosen: dict[str, Any] = {"timeout": PATIENT, "family": Family.IPV4} | settings
-        resolver = Resolver(ResolverSettings(nameservers=(*others, server.address), **chosen), observed, clock, sockets)
+        chosen: dict[str, Any] = {"timeout": PATIENT, "family": "ipv4"} | settings
+        nameservers = tuple(map(parse_endpoint, (*others, server.address)))
+        resolver = Resolver(ResolverConfig(nameservers=nameservers, **chosen), observed, clock, sockets)
         try:
             yield Resolving(server, resolver, clock, observed)
         finally:

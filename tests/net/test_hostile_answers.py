@@ -26,8 +26,9 @@ import dns.rcode
 import pytest
 
 from sniproxy.names import MAX_LENGTH, ServerName
+from sniproxy.net.dns_cache import FAILURE_TTL, MAX_ADDRESSES, FailureKind
 from sniproxy.net.guard import MAX_ENDPOINTS, Guard
-from sniproxy.net.resolver import FAILURE_TTL, MAX_ADDRESSES, FailureKind, Family, ResolutionError
+from sniproxy.net.resolver import ResolutionError
 from tests.net.resolving import IMPATIENT, IPV4, IPV6, NAME, OTHER, Resolving, both_families, resolving
 from tests.support.dns_server import (
     Asked,
@@ -307,7 +308,7 @@ class TestAliases:
     @pytest.mark.parametrize("target", ["kubernetes.default.svc.cluster.local", "localhost", "metadata", "10.0.0.1"])
     async def test_no_question_is_asked_about_where_it_leads(self, target: str) -> None:
         """So no reply makes this proxy look up a name of the cluster: an alias without an address has none."""
-        async with resolving(answering(f"{NAME}. 60 CNAME {target}."), family=Family.BOTH) as its:
+        async with resolving(answering(f"{NAME}. 60 CNAME {target}."), family="both") as its:
             assert FailureKind.NXDOMAIN is (await its.failure()).kind
             assert its.server.names() == {NAME}
 

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
-from pathlib import Path
-from resource import RLIM_INFINITY
 from typing import Any, ClassVar
 
 import dns.message
@@ -12,23 +10,13 @@ import dns.rcode
 import pytest
 import uvloop
 
+from sniproxy.config.model import Family, ResolverConfig
+from sniproxy.config.units import parse_endpoint
 from sniproxy.names import ServerName
 from sniproxy.net import resolver as resolver_module
-from sniproxy.net.dns_cache import STALE_RECHECK
-from sniproxy.net.resolver import (
-    FAILURE_TTL,
-    MAX_ADDRESSES,
-    MAX_QUESTION_SOCKETS,
-    FailureKind,
-    Family,
-    Nameserver,
-    ResolutionError,
-    Resolver,
-    ResolverSettings,
-    parse_nameserver,
-    question_sockets,
-    system_nameservers,
-)
+from sniproxy.net.dns_cache import FAILURE_TTL, MAX_ADDRESSES, STALE_RECHECK, FailureKind
+from sniproxy.net.nameservers import Nameservers
+from sniproxy.net.resolver import ResolutionError, Resolver
 from tests.net.loopback import open_descriptors, turns
 from tests.net.resolving import (
     IMPATIENT,
@@ -78,9 +66,9 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("family", "asked", "expected"),
         [
-            (Family.IPV4, ["A"], (IPV4,)),
-            (Family.IPV6, ["AAAA"], (IPV6,)),
-            (Family.BOTH, ["AAAA", "A"], (IPV6, IPV4)),
+            ("ipv4", ["A"], (IPV4,)),
+            ("ipv6", ["AAAA"], (IPV6,)),
+            ("both", ["AAAA", "A"], (IPV6, IPV4)),
         ],
     )
     async def test_only_the_configured_families_are_asked_for(
@@ -101,7 +89,7 @@ class TestAnswers:
         """So that whoever takes the first few gets some of each."""
         ipv4 = always(lambda asked: asked.reply("www.test. 60 A 192.0.2.1"))
         ipv6 = always(lambda asked: asked.reply("www.test. 60 AAAA 2001:db8::1", "www.test. 60 AAAA 2001:db8::2"))
-        async with resolving(by_family(ipv4=ipv4, ipv6=ipv6), family=Family.BOTH) as its:
+        async with resolving(by_family(ipv4=ipv4, ipv6=ipv6), family="both") as its:
             assert await its.addresses() == ("2001:db8::1", "192.0.2.1", "2001:db8::2")
 
     async def test_an_answer_of_hundreds_is_cut(self) -> None:
@@ -143,7 +131,7 @@ class TestAnswers:
             assert f"www.test cannot be resolved: {its.server.address} answered NXDOMAIN" == str(failure)
 
     async def test_a_name_without_addresses_counts_as_one_that_does_not_exist(self) -> None:
-        async with resolving(refusing(dns.rcode.NOERROR), family=Family.BOTH) as its:
+        async with resolving(refusing(dns.rcode.NOERROR), family="both") as its:
             failure = await its.failure()
             assert FailureKind.NXDOMAIN is failure.kind
             assert failure.detail == "the name exists and has no addresses (NODATA)"
@@ -192,7 +180,7 @@ class TestFamilies:
     @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
     async def test_one_family_is_enough(self, broken: Script, family: str) -> None:
         scripts = {"ipv4": both_families, "ipv6": both_families} | {family: broken}
-        async with resolving(by_family(**scripts), family=Family.BOTH) as its:
+        async with resolving(by_family(**scripts), family="both") as its:
             assert ((IPV6,) if family == "ipv4" else (IPV4,)) == await its.addresses()
 
     async def test_a_late_family_is_added_to_the_answer(self) -> None:
@@ -203,7 +191,7 @@ class TestFamilies:
             await release.wait()
             return await both_families(asked)
 
-        async with resolving(by_family(ipv4=both_families, ipv6=late), family=Family.BOTH) as its:
+        async with resolving(by_family(ipv4=both_families, ipv6=late), family="both") as its:
             assert await its.addresses() == (IPV4,)
             release.set()
             await until(lambda: its.in_memory() == (IPV6, IPV4))
@@ -221,7 +209,7 @@ class TestFamilies:
             await release.wait()
             return [asked.reply(f"{NAME}. 0 A {IPV4}")]
 
-        async with resolving(by_family(ipv4=late, ipv6=early), family=Family.BOTH, min_ttl=0) as its:
+        async with resolving(by_family(ipv4=late, ipv6=early), family="both", min_ttl=0) as its:
             answer = await its.resolver.resolve(NAME)
             waiting = asyncio.create_task(its.resolver.complete(NAME, answer))
             release.set()
@@ -229,7 +217,7 @@ class TestFamilies:
             assert await its.resolver.complete(NAME, answer) is answer, "nothing is late any more"
 
     async def test_it_waits_in_vain_where_the_other_family_fails(self) -> None:
-        async with resolving(by_family(ipv4=silence, ipv6=both_families), family=Family.BOTH, timeout=IMPATIENT) as its:
+        async with resolving(by_family(ipv4=silence, ipv6=both_families), family="both", timeout=IMPATIENT) as its:
             answer = await its.resolver.resolve(NAME)
             assert (await its.resolver.complete(NAME, answer)).addresses == (IPV6,)
 
@@ -254,7 +242,7 @@ class TestFamilies:
     )
     async def test_when_neither_has_addresses(self, one: Script, other: Script, expected: FailureKind) -> None:
         for script in (by_family(ipv4=one, ipv6=other), by_family(ipv4=other, ipv6=one)):
-            async with resolving(script, family=Family.BOTH, timeout=IMPATIENT) as its:
+            async with resolving(script, family="both", timeout=IMPATIENT) as its:
                 assert expected is (await its.failure()).kind
 
 
@@ -457,7 +445,7 @@ class TestAskers:
             under_way -= 1
             return await both_families(asked)
 
-        async with resolving(script, family=Family.BOTH, sockets=3) as its:
+        async with resolving(script, family="both", sockets=3) as its:
             names = [ServerName(f"n{number}.test") for number in range(20)]
             lookups = asyncio.gather(*map(its.addresses, names))
             await until(lambda: under_way >= 3)
@@ -469,12 +457,12 @@ class TestAskers:
         """A name that nobody answers for takes one socket; the next one that is free is for who has not asked yet."""
         waits = 0
 
-        def stagger(_: Resolver) -> float:
+        def stagger(_: Nameservers) -> float:
             nonlocal waits
             waits += 1
             return 0.001
 
-        monkeypatch.setattr(Resolver, "_stagger", property(stagger))
+        monkeypatch.setattr(Nameservers, "_stagger", property(stagger))
         third, release = ServerName("third.test"), asyncio.Event()
 
         async def held(asked: Asked) -> list[bytes]:
@@ -498,19 +486,6 @@ class TestAskers:
             assert "no answer within 0.4 s; all 1 sockets for questions were in use" == failure.detail
             assert "no answer within 0.4 s" == (await first).detail
 
-    @pytest.mark.parametrize(
-        ("descriptors", "expected"),
-        [
-            (4, 1),
-            (512, 64),
-            (1024, 128),
-            (20_000, MAX_QUESTION_SOCKETS),
-            (RLIM_INFINITY, MAX_QUESTION_SOCKETS),
-        ],
-    )
-    def test_sockets_for_questions_are_a_share_of_the_descriptors(self, descriptors: int, expected: int) -> None:
-        assert expected == question_sockets(descriptors)
-
     async def test_the_cache_is_bounded(self) -> None:
         async with resolving(both_families, cache_size=1) as its:
             await its.addresses(NAME)
@@ -532,7 +507,7 @@ class TestAskers:
         async with scripted_server(script) as server:
             before = open_descriptors()
             for count in range(30):
-                resolver = Resolver(ResolverSettings(nameservers=(server.address,), timeout=PATIENT))
+                resolver = Resolver(ResolverConfig(nameservers=(parse_endpoint(server.address),), timeout=PATIENT))
                 asker = asyncio.create_task(resolver.resolve(NAME))
                 await turns(count)
                 await resolver.close()
@@ -633,55 +608,6 @@ class TestObserver:
             assert expected == its.observed.events
 
 
-class TestNameservers:
-    """How a name server is written."""
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("8.8.8.8", Nameserver("8.8.8.8", 53)),
-            ("8.8.8.8:5353", Nameserver("8.8.8.8", 5353)),
-            ("2001:4860:4860::8888", Nameserver("2001:4860:4860::8888", 53)),
-            ("[2001:4860:4860::8888]:5353", Nameserver("2001:4860:4860::8888", 5353)),
-        ],
-    )
-    def test_forms(self, text: str, expected: Nameserver) -> None:
-        assert expected == parse_nameserver(text)
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "",
-            "dns.google",
-            "1.1.1.1:",
-            "1.1.1.1:0",
-            "1.1.1.1:65536",
-            "[1.1.1.1]:53",
-            "[::1]",
-            "[::1]53",
-            "[::1",
-            "::1]:53",
-        ],
-    )
-    def test_anything_else_is_an_error(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r".+"):
-            parse_nameserver(text)
-
-    def test_those_of_the_system(self, tmp_path: Path) -> None:
-        """resolv.conf(5): the first three count; search domains and options do not concern us."""
-        path = tmp_path / "resolv.conf"
-        path.write_text(
-            "# written by the kubelet\nsearch default.svc.cluster.local\noptions ndots:5\n"
-            "nameserver 10.96.0.10\nnameserver\nnameserver dns.google\n"
-            "nameserver ::1\nnameserver 8.8.8.8\nnameserver 8.8.4.4\n"
-        )
-        expected = (Nameserver("10.96.0.10", 53), Nameserver("::1", 53), Nameserver("8.8.8.8", 53))
-        assert expected == system_nameservers(path)
-
-    def test_without_any_the_one_on_this_host_is_asked(self, tmp_path: Path) -> None:
-        assert (Nameserver("127.0.0.1", 53),) == system_nameservers(tmp_path / "missing")
-
-
 @pytest.mark.e2e
 @pytest.mark.usefixtures("patience")
 class TestDnsmasq:
@@ -696,7 +622,7 @@ class TestDnsmasq:
 
     @staticmethod
     async def story(nameserver: str) -> dict[str, object]:
-        resolver = Resolver(ResolverSettings(nameservers=(nameserver,), timeout=PATIENT))
+        resolver = Resolver(ResolverConfig(nameservers=(parse_endpoint(nameserver),), timeout=PATIENT))
 
         async def outcome(name: str) -> object:
             try:
