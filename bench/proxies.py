@@ -281,9 +281,12 @@ def started(recipe: Recipe, program: Path, stage: Stage, setting: Setting = COMM
     """A fresh proxy that has shown that it works, for as long as the block; its log is checked at the end."""
     port, admin_port = free_ports()
     directory = stage.directory / f"{recipe.name}-{port}"
-    directory.mkdir()
-    give_to_unprivileged(directory)
-    output, access_log = directory / "output.log", directory / "access.log"
+    # As everywhere, the log is in no folder that is watched for changes of the policy.
+    logs = directory / "log"
+    for folder in (directory, logs):
+        folder.mkdir()
+        give_to_unprivileged(folder)
+    output, access_log = directory / "output.log", logs / "access.log"
     cores = stage.cores.both if setting.everywhere else (stage.cores.proxy,)
     values = {
         "directory": str(directory),

@@ -27,8 +27,9 @@ _BACKLOG = 4096
 # time, and its timer starts.
 _DEFER_ACCEPT_SECONDS = 1
 
-# Connections accepted in one turn of the event loop at most.
+# Connections accepted in one turn of the event loop at most, and how much longer one burst may be than that before.
 _MAX_BURST = 64
+_GROWTH = 1.125
 
 # What accept(2) gives when this process, or the machine, has no room for one more connection.
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -175,7 +176,7 @@ class Acceptor:
         self._on_shed = on_shed
         self._family = int(sock.family)
         self._is_unix = sock.family == socket.AF_UNIX
-        self._burst = 1
+        self._burst = 1.0
         self._spare = _spare_descriptor()
         self._resumption: asyncio.TimerHandle | None = None
 
@@ -203,14 +204,14 @@ class Acceptor:
     def _accept_burst(self) -> None:
         """Accept until the queue is empty or the burst is used up.
 
-        A burst that finds enough grows, one that finds an end starts at 1 again: at a low rate no connection pays for
-        a second accept(2) that says EAGAIN, at a high one none waits for a turn of its own.
+        The next burst is as long as one that found the end, and a little longer than one that found enough: at a low
+        rate few connections pay for a second accept(2) that says EAGAIN, at a high one none has a turn to itself.
         """
-        for _ in range(self._burst):
+        for accepted in range(int(self._burst)):
             if not self._accept():
-                self._burst = 1
+                self._burst = max(1.0, accepted)
                 return
-        self._burst = min(self._burst * 2, _MAX_BURST)
+        self._burst = min(self._burst * _GROWTH, _MAX_BURST)
 
     def _accept(self) -> bool:
         """Accept one connection. False when none waits."""

@@ -1,7 +1,8 @@
 """Readiness of many sockets, without an event loop handle an event.
 
 One epoll of our own watches every socket, edge-triggered and registered once; the event loop watches only the
-epoll. So a connection costs one epoll_ctl a socket for its whole life, and an event costs a dictionary look-up.
+epoll. So a connection costs one epoll_ctl a socket for its whole life, or two if it has to wait for room to write, and
+an event costs a dictionary look-up.
 
 The rules that edge-triggering asks for:
 
@@ -15,12 +16,13 @@ The rules that edge-triggering asks for:
 import asyncio
 import select
 from collections.abc import Callable
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
 from sniproxy.net.timers import UNARMED, TimerWheel
 
-_EDGES: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+_EDGES: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
+_EDGES_AND_ROOM: Final = _EDGES | EPOLLOUT
 
 # Something to read: bytes, an end, or an error.
 READABLE: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
@@ -44,8 +46,8 @@ class Readiness:
         self._handlers: dict[int, Handler] = {}
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
-    def watch(self, fd: int, handler: Handler) -> bool:
-        """Hand the events of `fd` to `handler` from now on.
+    def watch(self, fd: int, handler: Handler, *, room: bool = False) -> bool:
+        """Hand the events of `fd` to `handler` from now on; with `room`, also that it can be written to.
 
         True if the descriptor is new here: the kernel then reports what is ready already. False if it had a
         handler before: an edge may have gone to that one, and the new owner must look for itself.
@@ -53,9 +55,16 @@ class Readiness:
         is_new = fd not in self._handlers
         if is_new:
             # First, for it may fail: a handler that stayed would let the number's next owner wait for ever.
-            self._epoll.register(fd, _EDGES)
+            self._epoll.register(fd, _EDGES_AND_ROOM if room else _EDGES)
         self._handlers[fd] = handler
         return is_new
+
+    def tell_of_room(self, fd: int) -> None:
+        """Tell of room to write, too, from now on, and at once if there is some.
+
+        Nearly every client takes what it is sent, and would wake us once to say that it can.
+        """
+        self._epoll.modify(fd, _EDGES_AND_ROOM)
 
     def forget(self, fd: int) -> None:
         """Drop the handler of a descriptor that is about to be closed."""

@@ -8,8 +8,8 @@ What must hold, whatever the order of events:
 
 - Byte-exact: nothing is read from a source while bytes wait for its sink. That is the back-pressure, too.
 - Edge-triggered: a flow stops only at EAGAIN, at the end, or at a read that did not fill its buffer while no
-  hang-up was reported (epoll(7): the kernel will tell of what comes after). A flow that stops for its budget asks
-  for another turn.
+  hang-up was reported (epoll(7): the kernel will tell of what comes after). Where an orderly end was reported, such a
+  read is the last one. A flow that stops for its budget asks for another turn.
 - Half-close: the end of one direction is passed on by shutdown(2), and the other goes on.
 - A reset is no end: the flow that meets one is over, what the peer had sent before it is still delivered, and the
   outcome names the side.
@@ -20,7 +20,7 @@ What must hold, whatever the order of events:
 import os
 import socket
 from collections.abc import Callable
-from select import EPOLLERR, EPOLLRDHUP
+from select import EPOLLERR, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
 from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
@@ -40,8 +40,9 @@ _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
 _FLOWING: Final = 16 * 1024
 _MORE: Final = int(socket.MSG_MORE)
-# An end, and whether it is an orderly one: a reset drops what we would hold back for it.
-_ENDING: Final = EPOLLRDHUP | EPOLLERR
+# An end, and whether it is an orderly one: a reset drops what we would hold back for it, and a read stops short at an
+# urgent mark (tcp(7)), so that with one it does not show how much there is.
+_ENDING: Final = EPOLLRDHUP | EPOLLERR | EPOLLPRI
 # Moves in one turn, before the other connections get theirs.
 _BUDGET: Final = 16
 
@@ -53,6 +54,7 @@ class _Flow:
         "count",
         "flowing",
         "has_turn",
+        "hears_of_room",
         "is_broken",
         "is_ending",
         "is_over",
@@ -68,6 +70,7 @@ class _Flow:
     def __init__(self, source: Socket, sink: Socket, reset: Reason, count: Callable[[int], None]) -> None:
         self.source = source
         self.sink = sink
+        self.hears_of_room = False  # an event will say when the sink takes bytes again
         self.reset = reset  # the outcome if the source is reset
         self.count = count  # told of the bytes that reached the sink
         self.moved = 0
@@ -76,7 +79,7 @@ class _Flow:
         self.piped = 0
         self.flowing = False
         self.has_turn = False  # one that spent its budget and has asked for another turn
-        self.is_ending = False  # the source has ended behind what is still to be read
+        self.is_ending = False  # the source has ended behind what is still to be read; a short read shows where
         self.is_broken = False  # the source was reset; behind an end of its own no read will tell
         self.is_over = False
 
@@ -244,11 +247,18 @@ class Relay:
         if size == 0:
             self._finish(flow)
             return 0
+        is_last = flow.is_ending and size < _BUFFER_SIZE
         # The last bytes wait for the end that is passed on next, and go with it in one packet.
-        flags = _MORE if flow.is_ending and size < _BUFFER_SIZE else 0
+        flags = _MORE if is_last else 0
         if self._watch is not None:
-            return self._copy_watched(flow, size, flags, self._watch)
-        return size if self._send(flow, _VIEW[:size], flags) else 0
+            size = self._copy_watched(flow, size, flags, self._watch)
+        elif not self._send(flow, _VIEW[:size], flags):
+            size = 0
+        # Of the upstream, which is TCP, that is proof enough. A Unix socket also stops where descriptors were passed.
+        if is_last and size and flow is self._response:
+            self._finish(flow)
+            return 0
+        return size
 
     def _copy_watched(self, flow: _Flow, size: int, flags: int, watch: HelloWatch) -> int:
         """The same, for what the watch lets pass of it."""
@@ -309,6 +319,7 @@ class Relay:
         if sent == len(data):
             return True
         flow.pending = bytes(data[sent:])
+        self._await_room(flow)
         return False
 
     def _flush_pipe(self, flow: _Flow, pipe: Pipe) -> bool:
@@ -318,6 +329,7 @@ class Relay:
             try:
                 sent = os.splice(pipe.reader, sink, flow.piped, flags=_SPLICE)
             except BlockingIOError:
+                self._await_room(flow)
                 return False
             except OSError:
                 self._sink_reset(flow)
@@ -326,6 +338,12 @@ class Relay:
             flow.moved += sent
             flow.count(sent)
         return True
+
+    def _await_room(self, flow: _Flow) -> None:
+        """Hear of it when the sink takes bytes again."""
+        if not flow.hears_of_room:
+            flow.hears_of_room = True
+            self._readiness.tell_of_room(flow.sink.fileno())
 
     def _again(self, flow: _Flow) -> None:
         """The budget is spent: let the others have their turn, then go on. Events until then add no second turn."""

@@ -20,6 +20,9 @@ from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
+# A round of the event loop costs a system call, so a story goes through all its phases in one, if nothing keeps it.
+_TURNS_A_ROUND = 4
+
 
 @types.coroutine
 def turn() -> Generator[None, None, None]:
@@ -79,21 +82,28 @@ Awaited = asyncio.Future[object] | Pending[object] | None
 
 
 class Turns:
-    """The strands that wait for their turn. Each round of the event loop gives one to all that wait."""
+    """The strands that wait for their turn. Each round of the event loop gives a few turns to all that wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: list[Strand] = []
+        self._is_due = False  # the event loop will let us give turns, or does so now
 
     def add(self, strand: "Strand") -> None:
-        if not self._waiting:
+        if not self._is_due:
+            self._is_due = True
             self._loop.call_soon(self._give)
         self._waiting.append(strand)
 
     def _give(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for strand in waiting:
-            strand.run()
+        for _ in range(_TURNS_A_ROUND):
+            waiting, self._waiting = self._waiting, []
+            for strand in waiting:
+                strand.run()
+            if not self._waiting:
+                self._is_due = False
+                return
+        self._loop.call_soon(self._give)
 
 
 class Strand:

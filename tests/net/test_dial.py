@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
@@ -24,6 +25,7 @@ from sniproxy.policy.model import Permit
 from tests.net.clock import HandClock
 from tests.net.loopback import (
     LOCALHOST,
+    PATIENCE,
     InStrand,
     black_hole,
     cut,
@@ -53,6 +55,18 @@ def origin(family: socket.AddressFamily = FOUR) -> Iterator[tuple[socket.socket,
     with socket.create_server((LOCALHOST[family], 0), family=family) as server:
         server.setblocking(False)
         yield server, at(server.getsockname()[1], family)
+
+
+def accept(server: socket.socket) -> socket.socket:
+    """Who has connected, which is seen when they send something, or when the kernel acknowledges for them."""
+    server.settimeout(PATIENCE)
+    return server.accept()[0]
+
+
+def packets_sent(sock: socket.SocketType) -> int:
+    """tcpi_segs_out of struct tcp_info (include/uapi/linux/tcp.h)."""
+    (count,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 140), 136)
+    return int(count)
 
 
 @pytest.fixture
@@ -94,13 +108,26 @@ class TestOneAddress:
         """The socket is connected, non-blocking, without Nagle's algorithm, and closed on exec."""
         with origin(family) as (server, endpoint):
             attempt = await result_of(dialling(readiness, endpoint))
-            with contextlib.closing(attempt.socket) as sock, server.accept()[0] as accepted:
+            with contextlib.closing(attempt.socket) as sock:
                 assert sock.getpeername()[:2] == (endpoint.host, endpoint.port)
                 assert (False, False) == (sock.getblocking(), os.get_inheritable(sock.fileno()))
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 sock.send(b"through")
-                assert accepted.recv(100) == b"through"
+                with server.accept()[0] as accepted:
+                    assert accepted.recv(100) == b"through"
                 readiness.forget(sock.fileno())
+
+    async def test_what_is_sent_first_acknowledges_the_handshake(self, readiness: Readiness) -> None:
+        """Two packets went out, the SYN and the bytes, unless this machine took 200 ms from one to the other."""
+        with origin() as (_, endpoint):
+            for _ in range(20):
+                attempt = await result_of(dialling(readiness, endpoint))
+                attempt.socket.send(b"hello")
+                sent = packets_sent(attempt.socket)
+                hang_up(readiness, attempt)
+                if sent == 2:
+                    return
+        pytest.fail(f"{sent} packets went out")
 
     @pytest.mark.parametrize("family", [FOUR, SIX])
     async def test_a_refusal_names_the_address(self, readiness: Readiness, family: socket.AddressFamily) -> None:
@@ -137,7 +164,7 @@ class TestOneAddress:
         """A server that speaks first may have spoken before anybody else watches the socket."""
         with origin() as (server, endpoint):
             dialled = dialling(readiness, endpoint)
-            with server.accept()[0] as accepted:
+            with accept(server) as accepted:
                 accepted.send(b"220 ready")
                 attempt = await result_of(dialled)
                 assert attempt.events & READABLE
@@ -147,7 +174,7 @@ class TestOneAddress:
         """Nothing was sent yet, so the next address can serve."""
         with origin() as (server, endpoint), origin() as (_, good):
             dialled = dialling(readiness, endpoint, good)
-            cut(server.accept()[0])
+            cut(accept(server))
             assert good == await winner_of(readiness, dialled)
 
 
@@ -332,7 +359,7 @@ async def test_a_socket_that_cannot_be_watched_has_failed(
     """Past fs.epoll.max_user_watches (epoll(7)), whether it is the first address or a later one."""
     readiness, clock = watched
 
-    def refuse(_fd: int, _handler: object) -> bool:
+    def refuse(_fd: int, _handler: object, **_room: bool) -> bool:
         raise OSError(errno.ENOSPC, "no space")
 
     with black_hole() as silent, origin() as (_, good):

@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
+from sniproxy.net import listener
 from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
-from sniproxy.net.sockets import Socket
+from sniproxy.net.sockets import Socket, accept
 from tests.net.clock import HandClock
 from tests.net.loopback import PATIENCE, no_collection, no_descriptor_left, open_descriptors, turns, until
 
@@ -328,14 +330,31 @@ class TestAccepting:
         await desk.until_accepted(301)
 
     async def test_a_burst_grows_and_is_bounded(self, desk: Reception) -> None:
-        """1, 2, 4 ... 64 in a turn: others on the loop have theirs in between."""
-        desk.call(300)
+        """From one to 64 in a turn, each an eighth longer at most: others on the loop have theirs in between."""
+        desk.call(1000)
         seen = [0]
-        while seen[-1] < 300:
+        while seen[-1] < 1000:
             await until(lambda: len(desk.accepted) > seen[-1], "the next burst")
             seen.append(len(desk.accepted))
-        bursts = [later - sooner for sooner, later in pairwise(seen)]
-        assert [1, 2, 4, 8, 16, 32, 64, 64, 64, 45] == bursts
+        *bursts, _last = (later - sooner for sooner, later in pairwise(seen))
+        assert (1, 64) == (bursts[0], bursts[-1])
+        assert all(0 <= longer - burst <= burst / 8 + 1 for burst, longer in pairwise(bursts))
+
+    async def test_who_comes_alone_is_seldom_looked_for_in_vain(
+        self, desk: Reception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 30 that come one after the other, a few are followed by a look whether there is another."""
+        looks: list[int] = []
+
+        def counting(sock: socket.socket, family: int) -> tuple[Socket, Any]:
+            looks.append(family)
+            return accept(sock, family)
+
+        monkeypatch.setattr(listener, "accept", counting)
+        for number in range(1, 31):
+            desk.call()
+            await desk.until_accepted(number)
+        assert 30 <= len(looks) <= 36
 
     async def test_one_that_is_gone_already_is_passed_over(self, desk: Reception) -> None:
         """Its reset is found by whoever reads, and the next one is accepted all the same."""

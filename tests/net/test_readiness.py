@@ -49,7 +49,22 @@ class TestEdges:
             assert readiness.watch(ours.fileno(), noting(events)) is True
             await until(lambda: bool(events), "the first event")
             assert events[0] & READABLE
-            assert events[0] & WRITABLE
+
+    async def test_of_room_only_those_are_told_who_want_to_know(self, readiness: Readiness) -> None:
+        """From the first on, or from when they have been without; whoever asks late hears of the room that there is."""
+        with tcp_pair() as (dialled, one), tcp_pair() as (accepted, other):
+            of_dialled: list[int] = []
+            of_accepted: list[int] = []
+            readiness.watch(dialled.fileno(), noting(of_dialled), room=True)
+            readiness.watch(accepted.fileno(), noting(of_accepted))
+            await until(lambda: bool(of_dialled), "the first event")
+            await turns()
+            assert ([WRITABLE & of_dialled[0]], []) == ([EPOLLOUT], of_accepted)
+            readiness.tell_of_room(accepted.fileno())
+            await until(lambda: bool(of_accepted), "the news of room")
+            assert [EPOLLOUT] == of_accepted
+            one.close()
+            other.close()
 
     async def test_a_known_descriptor_reports_nothing_by_itself(self, readiness: Readiness) -> None:
         """The edge has gone to its first handler; False tells the second one to look."""
@@ -102,7 +117,7 @@ class TestEdges:
                 heard.append(fd)
 
             for ours, _ in pairs:
-                readiness.watch(ours.fileno(), partial(note, ours.fileno()))
+                readiness.watch(ours.fileno(), partial(note, ours.fileno()), room=True)
             await until(lambda: len(heard) >= 600, "600 events")
             assert sorted(ours.fileno() for ours, _ in pairs) == sorted(heard)
 
@@ -120,14 +135,14 @@ class TestHandlers:
             pairs = [stack.enter_context(tcp_pair()) for _ in range(10)]
             events: list[int] = []
             for number, (ours, _) in enumerate(pairs):
-                readiness.watch(ours.fileno(), fail if number % 2 else noting(events))
+                readiness.watch(ours.fileno(), fail if number % 2 else noting(events), room=True)
             await until(lambda: len(events) == 5, "five events")
             assert ["a fault of ours"] * 5 == [str(context["exception"]) for context in reported]
 
     async def test_a_forgotten_descriptor_is_heard_of_no_more(self, readiness: Readiness) -> None:
         with tcp_pair() as (ours, theirs):
             events: list[int] = []
-            readiness.watch(ours.fileno(), noting(events))
+            readiness.watch(ours.fileno(), noting(events), room=True)
             readiness.forget(ours.fileno())
             readiness.forget(ours.fileno())
             theirs.send(b"x")
@@ -143,7 +158,7 @@ class TestHandlers:
                     readiness.watch(number, quietly)
             os.dup2(ours.fileno(), number)
             events: list[int] = []
-            assert readiness.watch(number, noting(events)) is True
+            assert readiness.watch(number, noting(events), room=True) is True
             await until(lambda: bool(events), "the first event")
             readiness.forget(number)
             os.close(number)
@@ -171,7 +186,7 @@ class TestHandlers:
                 readiness.watch(number, quietly)
             await turns()
             for number in numbers:
-                readiness.watch(number, tell)
+                readiness.watch(number, tell, room=True)
             for _, theirs in old:
                 theirs.send(b"for the old one")
             await ready
@@ -180,7 +195,7 @@ class TestHandlers:
                 readiness.forget(number)
                 old_ours.close()
                 os.dup2(new_ours.fileno(), number)
-                assert readiness.watch(number, noting(heard["new"])) is True
+                assert readiness.watch(number, noting(heard["new"]), room=True) is True
             await turns()
             for number in numbers:
                 readiness.forget(number)

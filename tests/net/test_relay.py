@@ -459,6 +459,18 @@ class TestEnds:
             assert await read_to_end(stage.client) == b"the answer"
             assert segments_received(stage.client) - before == 1
 
+    @pytest.mark.parametrize("cut_at", [0, 5, 11])
+    async def test_bytes_behind_an_urgent_mark_come_before_the_end(self, watched: Watched, cut_at: int) -> None:
+        """A read stops short at the mark, and shows no end. The marked byte itself is out of band (RFC 6093)."""
+        for side in ("client", "origin"):
+            async with relaying(watched) as stage:
+                one, other = (stage.client, stage.origin) if side == "client" else (stage.origin, stage.client)
+                one.send(b"hello world"[:cut_at])
+                one.send(b"!", socket.MSG_OOB)
+                one.send(b"hello world"[cut_at:])
+                one.shutdown(socket.SHUT_WR)
+                assert await read_to_end(other) == b"hello world"
+
     async def test_both_may_end_at_once_and_without_a_byte(self, watched: Watched) -> None:
         async with relaying(watched) as stage:
             stage.client.close()
@@ -667,20 +679,17 @@ class Turns:
             call()
 
 
+def relay_of(downstream: object, upstream: object, its: Turns) -> Relay:
+    """A relay between sockets that are none."""
+    down, up = cast(socket.socket, downstream), cast(socket.socket, upstream)
+    return Relay(down, up, cast(Readiness, its), PipePool(0), 600.0, lambda _: None, lambda _: None)
+
+
 class TestFairness:
     async def test_a_flow_without_end_has_one_turn_at_a_time(self) -> None:
         """However often it is told that there is more: a turn moves no more than its budget."""
         its, downstream, upstream = Turns(), EndlessSocket(), EndlessSocket()
-        relay = Relay(
-            cast(socket.socket, downstream),
-            cast(socket.socket, upstream),
-            cast(Readiness, its),
-            PipePool(0),
-            600.0,
-            lambda _: None,
-            lambda _: None,
-        )
-        running = InStrand(run(relay, b"", 0))
+        running = InStrand(run(relay_of(downstream, upstream, its), b"", 0))
         await turns()
         per_turn = []
         for _ in range(10):
@@ -962,16 +971,7 @@ class TestHellosBehindTheFirst:
             its = Turns()
             told: list[str] = []
             downstream, upstream = ScriptedSocket("down", told), ScriptedSocket("up", told)
-            relay = Relay(
-                cast(socket.socket, downstream),
-                cast(socket.socket, upstream),
-                cast(Readiness, its),
-                PipePool(0),
-                600.0,
-                lambda _: None,
-                lambda _: None,
-            )
-            running = InStrand(run(relay, HELLO, 0, watching_it))
+            running = InStrand(run(relay_of(downstream, upstream, its), HELLO, 0, watching_it))
             for sock, data in (
                 (upstream, CHOICE),
                 (downstream, ANOTHER),

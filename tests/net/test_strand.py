@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any
 
 from sniproxy.net.strand import Pending, Strand, Turns, turn
@@ -146,6 +147,27 @@ async def test_those_who_wait_for_a_turn_go_on_together() -> None:
         Strand(story(name), turns, over.append).run()
     await ended(over, 3)
     assert told == ["hello of a", "hello of b", "hello of c", "dial of a", "dial of b", "dial of c"]
+
+
+async def test_a_story_has_a_few_turns_a_round_and_keeps_nobody_from_theirs() -> None:
+    """Phases follow each other without the event loop between them; one that never ends has its next turns later."""
+    turns_taken = 0
+    over: list[Strand] = []
+
+    async def story() -> None:
+        nonlocal turns_taken
+        while turns_taken < 40:
+            turns_taken += 1
+            await turn()
+
+    strand_of(story(), over.append).run()
+    seen = []
+    while not over:
+        await asyncio.sleep(0)
+        seen.append(turns_taken)
+    steps = [later - sooner for sooner, later in pairwise(seen)]
+    assert 2 <= max(steps) <= 4
+    assert max(steps[:-1]) == min(steps[:-1])
 
 
 async def test_who_is_cancelled_while_waiting_for_a_turn_hears_of_it_at_the_next_await() -> None:
