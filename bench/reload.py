@@ -22,7 +22,7 @@ from bench.stage import SHORT_NAMES, Load, MissingToolError, Problem, Sizes, sta
 
 RULES = 100_000
 RATE = 1_000
-QUIET_SECONDS = 5
+QUIET_SECONDS = 15
 PIECE_SECONDS = 1  # of load during a reload: it stops at the first end of a piece after the reload's
 DEADLINE = 300.0
 
@@ -115,7 +115,7 @@ class Subject:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.reload", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rules", type=int, default=RULES)
     arguments = parser.parse_args()
     recipe = RECIPES["sniproxy"]
