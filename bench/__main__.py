@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--guard",
         action="store_true",
-        help=f"nginx and sniproxy, and fail if a ratio is more than {guard.GROWTH:.0%} above the committed one",
+        help=f"nginx and sniproxy, and fail if a ratio is more than {guard.GROWTH:.0%}% above the committed one",
     )
     parser.add_argument("--peers", type=_names(RECIPES), help=f"of {', '.join(RECIPES)}")
     parser.add_argument(
