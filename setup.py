@@ -4,8 +4,9 @@ With SNIPROXY_COMPILE=1 mypyc (which comes with mypy) turns the modules that eve
 extensions: the same source, and a fifth less CPU a short connection. Without it nothing is compiled, and nothing is
 missing. What needs a C compiler is the build; the wheel needs none.
 
-mypyc 2.4 compiles these modules right as long as no coroutine awaits inside an `except` block, and no function gives
-one name to exceptions of two types: the end-to-end tests run on the compiled package, too (`make test-compiled`).
+mypyc 2.4 compiles these modules right as long as no coroutine awaits inside an `except` block, no function gives one
+name to exceptions of two types, and no class that derives from another has a `__call__`: the end-to-end tests run on
+the compiled package, too (`make test-compiled`).
 net/nameservers is left out, because in it `asyncio.timeout` does not end what it should.
 """
 

@@ -7,8 +7,8 @@ finisher, so that each accepted connection has exactly one final log line and on
 
 import asyncio
 import contextlib
-import time
 from dataclasses import dataclass
+from time import monotonic
 
 import structlog
 
@@ -142,7 +142,7 @@ class Proxy:
                 vetted = _vet(await self.resolver.complete(server_name, addresses), permit, snapshot)
             endpoints = _note_dropped(record, vetted)
             await turn()
-            connecting = time.monotonic()
+            connecting = monotonic()
             upstream = await dial(permit, endpoints, config.upstream.connect_timeout, self.readiness)
             connection.upstream = upstream.socket
             record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port

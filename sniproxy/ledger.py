@@ -1,6 +1,6 @@
 """The ledger: begins a record for each accepted connection and tells its end exactly once, to log and metrics."""
 
-import time
+from time import monotonic
 
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import Meter
@@ -21,14 +21,14 @@ class Ledger:
     def begin(self, source_ip: str) -> Record:
         self._number += 1
         self.meter.accepted()
-        return Record(self._number, source_ip, time.monotonic())
+        return Record(self._number, source_ip, monotonic())
 
     def hello_read(self, record: Record) -> None:
-        self.meter.hello_seconds.observe(time.monotonic() - record.began)
+        self.meter.hello_seconds.observe(monotonic() - record.began)
 
     def opened(self, record: Record, connecting: float) -> None:
         """The upstream is connected; `connecting` is when dialling began."""
-        record.opened = now = time.monotonic()
+        record.opened = now = monotonic()
         self.meter.opened()
         self.meter.connect_seconds.observe(now - connecting)
         self._log.write(record, OPEN, now)
@@ -36,7 +36,7 @@ class Ledger:
 
     def finish(self, record: Record) -> None:
         """The one end of a record: one line, and one count."""
-        now = time.monotonic()
+        now = monotonic()
         reason = record.reason
         self.meter.ended(reason, record.ground.policy, record.ground.rule)
         if record.dry_run is not None and record.dry_run.reason is not None:

@@ -19,7 +19,7 @@ from sniproxy.net.guard import Endpoint
 from sniproxy.net.readiness import WRITABLE, Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Pending
-from sniproxy.net.timers import UNARMED
+from sniproxy.net.timers import UNARMED, Timer
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.policy.model import Permit
 from sniproxy.quick import make
@@ -67,10 +67,10 @@ class _Attempt:
         self._race.settle(self, error)
 
 
-class _Race:
+class _Race(Timer):
     """The attempts of one dial, and the timer of the next step."""
 
-    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "slot", "winner")
+    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "winner")
 
     def __init__(self, name: ServerName, endpoints: list[Endpoint], timeout: float, readiness: Readiness) -> None:
         self.winner: Pending[_Attempt] = Pending()

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
-from sniproxy.net.timers import UNARMED, TimerWheel
+from sniproxy.net.timers import UNARMED, Timer, TimerWheel
 
 _EDGES: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 _EDGES_AND_ROOM: Final = _EDGES | EPOLLOUT
@@ -73,7 +73,7 @@ class Readiness:
     async def edge(self, fd: int, deadline: int) -> None:
         """Wait until something happens on `fd`. Raises TimeoutError at the tick `deadline`."""
         waiter = _Waiter(self.loop.create_future())
-        self.watch(fd, waiter)
+        self.watch(fd, waiter.wake)
         self.timers.arm_at(waiter, deadline)
         try:
             await waiter.future
@@ -99,16 +99,16 @@ class Readiness:
                 self.loop.call_exception_handler({"message": "readiness handler failed", "exception": error})
 
 
-class _Waiter:
+class _Waiter(Timer):
     """One coroutine that waits for one descriptor, or for its deadline."""
 
-    __slots__ = ("future", "slot")
+    __slots__ = ("future",)
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.future = future
         self.slot = UNARMED
 
-    def __call__(self, _events: int) -> None:
+    def wake(self, _events: int) -> None:
         if not self.future.done():
             self.future.set_result(None)
 

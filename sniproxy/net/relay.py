@@ -27,7 +27,7 @@ from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Pending
-from sniproxy.net.timers import TICK, UNARMED
+from sniproxy.net.timers import TICK, UNARMED, Timer
 from sniproxy.outcome import CLIENT_RESET, DONE, UPSTREAM_RESET, Reason
 from sniproxy.wire.hello_retry import ChangedHelloError, HelloWatch
 
@@ -89,7 +89,7 @@ class _Flow:
         return self.moved + len(self.pending) + self.piped
 
 
-class Relay:
+class Relay(Timer):
     """Relays between two connected, non-blocking sockets. `start` it once, and `close` it; it closes no socket."""
 
     __slots__ = (
@@ -105,7 +105,6 @@ class Relay:
         "_touched",
         "_up",
         "_watch",
-        "slot",
     )
 
     def __init__(

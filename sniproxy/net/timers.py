@@ -4,12 +4,12 @@ A timer of the event loop costs 0.6 KB and a heap entry a connection; here an en
 callback a tick looks at the sets that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
 for anything finer. While nothing is armed nothing ticks.
 
-An owner is its own entry: it has a `slot` and an `expire()`, and is in one slot at most.
+An owner is its own entry: it is a Timer, and in one slot at most.
 """
 
 import asyncio
 import math
-from typing import Final, Protocol
+from typing import Final
 
 TICK: Final = 0.1  # seconds
 
@@ -17,10 +17,15 @@ TICK: Final = 0.1  # seconds
 UNARMED: Final = -1
 
 
-class Timer(Protocol):
+class Timer:
+    """What a timer wheel can let expire. Its `slot` is the wheel's, and UNARMED to begin with."""
+
+    __slots__ = ("slot",)
     slot: int
 
-    def expire(self) -> None: ...
+    def expire(self) -> None:
+        """Its time is up. To raise is a fault."""
+        raise NotImplementedError
 
 
 class TimerWheel:

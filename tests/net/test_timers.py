@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sniproxy.net.timers import TICK, UNARMED, TimerWheel
+from sniproxy.net.timers import TICK, UNARMED, Timer, TimerWheel
 from tests.net.clock import HandClock
 
 # Of the floating point numbers that times are.
 EPSILON = 1e-6
 
 
-class Alarm:
+class Alarm(Timer):
     """A timer that notes when it expired, and then does what the test says."""
 
     def __init__(self, clock: HandClock, then: Callable[[], object] = lambda: None) -> None:
