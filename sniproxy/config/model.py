@@ -106,9 +106,8 @@ Family = Literal["ipv4", "ipv6", "both"]
 
 @dataclass(frozen=True, slots=True)
 class ResolverConfig(Section):
-    nameservers: tuple[TcpAddress, ...] = setting(
-        (), each(parse_nameserver)
-    )  # none: the system's, from /etc/resolv.conf
+    # Without any, those of the system are asked, from /etc/resolv.conf.
+    nameservers: tuple[TcpAddress, ...] = setting((), each(parse_nameserver))
     family: Family = setting("both", choice(Family))
     timeout: float = setting(2.0, parsed(parse_positive_duration))
     min_ttl: float = setting(1.0, parsed(parse_duration))
