@@ -33,6 +33,7 @@ HOT_PATH = (
     "limits",
     "live",
     "net/timers",
+    "net/rounds",
     "net/readiness",
     "net/strand",
     "net/sockets",

@@ -26,13 +26,14 @@ from sniproxy.intake import Door, HeaderMode
 from sniproxy.ledger import Ledger
 from sniproxy.limits import LimitTable
 from sniproxy.live import LiveConnections
+from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.resolver import Resolver
 from sniproxy.net.sockets import Socket
-from sniproxy.net.strand import Strand, Turns
+from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.lines import LogIdentity
@@ -66,22 +67,14 @@ class WorkerTask:
     lifeline: int  # readable, at its end, when the supervisor is gone
 
 
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed, asyncio's own where it is not: the same program, slower."""
-    try:
-        import uvloop  # noqa: PLC0415 - optional
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
 def run_worker(task: WorkerTask) -> None:
     """Serve until told to stop. To be called in a process of its own."""
     # Connections make no cycles; what is collected is rare garbage of errors, so look for it rarely.
     gc.set_threshold(50_000, 20, 100)
     structlog.contextvars.bind_contextvars(worker=task.number)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_Worker(task).run())
+    loop = EventLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(_Worker(task, loop).run())
 
 
 class _Worker:
@@ -91,8 +84,9 @@ class _Worker:
     _log: AccessLog
     _proxy: Proxy
 
-    def __init__(self, task: WorkerTask) -> None:
+    def __init__(self, task: WorkerTask, loop: EventLoop) -> None:
         self._task = task
+        self._loop = loop
         self._row = task.board.workers[task.number]
         self._meter = Meter(self._row)
         self._recent = Recent(self._row)
@@ -106,13 +100,12 @@ class _Worker:
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        task, config = self._task, self._task.generation.config
+        loop, task, config = self._loop, self._task, self._task.generation.config
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
         loop.add_reader(task.lifeline, self._draining.set)
 
-        readiness = Readiness(loop, TimerWheel(loop))
+        readiness = Readiness(loop, loop.rounds, TimerWheel(loop))
         pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
         self._log = AccessLog(config.access_log, _log_identity(config), self._process, self._meter.log_dropped, loop)
         snapshot = Snapshot(config, _engine(task.generation), self._guard(config))
@@ -124,8 +117,7 @@ class _Worker:
         self._settle(task.generation)
         task.inbox.watch(loop, self._change_to)
 
-        turns = Turns(loop)
-        acceptors = [self._acceptor(number, sock, turns, loop) for number, sock in enumerate(task.sockets)]
+        acceptors = [self._acceptor(number, sock) for number, sock in enumerate(task.sockets)]
         for acceptor in acceptors:
             acceptor.start()
         self._meter.serving(yes=True)
@@ -143,11 +135,10 @@ class _Worker:
             await self._proxy.resolver.close()
             self._log.close()
             pipes.close()
-            readiness.close()
             heed_no_more()
 
-    def _acceptor(self, number: int, sock: socket.socket, turns: Turns, loop: asyncio.AbstractEventLoop) -> Acceptor:
-        proxy = self._proxy
+    def _acceptor(self, number: int, sock: socket.socket) -> Acceptor:
+        proxy, turns = self._proxy, self._loop.rounds.turns
 
         def serve(downstream: Socket, peer: Peer) -> None:
             story = proxy.serve(downstream, peer, self._doors[number], has_room=self._has_room())
@@ -155,7 +146,7 @@ class _Worker:
             self._connections.add(connection)
             connection.run()
 
-        return Acceptor(sock, loop, serve, lambda peer: proxy.ledger.shed(peer.ip))
+        return Acceptor(sock, proxy.readiness, serve, lambda peer: proxy.ledger.shed(peer.ip))
 
     # Generations.
 

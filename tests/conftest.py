@@ -1,18 +1,19 @@
-"""For all tests: in CI nothing is skipped, and what needs an event loop runs under asyncio's own and under uvloop."""
+"""For all tests: in CI nothing is skipped, and what needs an event loop runs under that of a worker."""
 
 import asyncio
 import os
 from collections.abc import Callable, Generator, Mapping
 
 import pytest
-import uvloop
+
+from sniproxy.net.event_loop import EventLoop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
     """The hook of pytest-asyncio for the loops that a test is parametrized by."""
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"worker": EventLoop}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
+from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket, accept
 from sniproxy.quick import make
 
@@ -27,7 +28,7 @@ _BACKLOG = 4096
 # time, and its timer starts.
 _DEFER_ACCEPT_SECONDS = 1
 
-# Connections accepted in one turn of the event loop at most, and how much longer one burst may be than that before.
+# Connections accepted in one round at most, and how much longer one burst may be than that before.
 _MAX_BURST = 64
 _GROWTH = 1.125
 
@@ -157,7 +158,7 @@ OnConnection = Callable[[Socket, Peer], None]
 
 
 class Acceptor:
-    """Accepts what comes to one listening socket, a burst in a turn.
+    """Accepts what comes to one listening socket, a burst in a round.
 
     When there is no descriptor left it neither spins nor lets the queue grow old: the spare descriptor makes room to
     accept the connection and close it, `on_shed` counts it, and if even that fails the listener pauses.
@@ -166,12 +167,12 @@ class Acceptor:
     def __init__(
         self,
         sock: socket.socket,
-        loop: asyncio.AbstractEventLoop,
+        readiness: Readiness,
         on_connection: OnConnection,
         on_shed: Callable[[Peer], None],
     ) -> None:
         self._sock = sock
-        self._loop = loop
+        self._readiness = readiness
         self._on_connection = on_connection
         self._on_shed = on_shed
         self._family = int(sock.family)
@@ -181,7 +182,7 @@ class Acceptor:
         self._resumption: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._loop.add_reader(self._sock.fileno(), self._accept_burst)
+        self._readiness.listen(self._sock.fileno(), self._accept_burst)
 
     def drain(self) -> None:
         """Take what waits in the queue, then stop listening."""
@@ -195,13 +196,13 @@ class Acceptor:
     def close(self) -> None:
         if self._resumption is not None:
             self._resumption.cancel()
-        self._loop.remove_reader(self._sock.fileno())
+        self._readiness.ignore(self._sock.fileno())
         self._sock.close()
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None
 
-    def _accept_burst(self) -> None:
+    def _accept_burst(self, _events: int) -> None:
         """Accept until the queue is empty or the burst is used up.
 
         The next burst is as long as one that found the end, and a little longer than one that found enough: at a low
@@ -254,9 +255,9 @@ class Acceptor:
         return False
 
     def _pause(self) -> None:
-        self._loop.remove_reader(self._sock.fileno())
+        self._readiness.ignore(self._sock.fileno())
         if self._resumption is None:
-            self._resumption = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+            self._resumption = self._readiness.loop.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
         self._resumption = None

@@ -1,24 +1,21 @@
 """Readiness of many sockets, without an event loop handle an event.
 
-One epoll of our own watches every socket, edge-triggered and registered once; the event loop watches only the
-epoll. So a connection costs one epoll_ctl a socket for its whole life, or two if it has to wait for room to write, and
-an event costs a dictionary look-up.
+Every socket of a connection is watched edge-triggered and registered once. So it costs one epoll_ctl for its whole
+life, or two if it has to wait for room to write, and an event costs a dictionary look-up.
 
 The rules that edge-triggering asks for:
 
 - An event is a hint. A handler finds out by reading or writing what there is, and treats EAGAIN as an answer.
-- A handler never closes or registers a socket while events are being dispatched: a number that comes back from
-  the kernel inside one batch would receive its predecessor's event. Handlers resolve futures, and the coroutines
-  behind them act after the batch.
+- A handler never closes a socket that is watched: a number that comes back from the kernel inside one batch of events
+  would receive its predecessor's. Handlers wake strands, which act after the batch.
 - Closing a descriptor takes it out of the epoll, for no process shares it; `forget` comes first.
 """
 
 import asyncio
-import select
-from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
+from sniproxy.net.rounds import Handler, Rounds
 from sniproxy.net.timers import UNARMED, Timer, TimerWheel
 
 _EDGES: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -30,21 +27,15 @@ WRITABLE: Final = EPOLLOUT | EPOLLHUP | EPOLLERR
 # The peer has said its last word: what is in the buffer is all there will be.
 HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
-# How many sockets one turn of the event loop serves before timers and new connections get theirs.
-_BATCH: Final = 256
-
-Handler = Callable[[int], None]
-
 
 class Readiness:
     """Calls a handler with the epoll events of its descriptor."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, timers: TimerWheel) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, rounds: Rounds, timers: TimerWheel) -> None:
         self.loop = loop
         self.timers = timers
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
-        loop.add_reader(self._epoll.fileno(), self._dispatch)
+        self._epoll = rounds.epoll
+        self._handlers = rounds.handlers
 
     def watch(self, fd: int, handler: Handler, *, room: bool = False) -> bool:
         """Hand the events of `fd` to `handler` from now on; with `room`, also that it can be written to.
@@ -70,6 +61,16 @@ class Readiness:
         """Drop the handler of a descriptor that is about to be closed."""
         self._handlers.pop(fd, None)
 
+    def listen(self, fd: int, handler: Handler) -> None:
+        """Call `handler` in each round in which connections wait at the listening socket `fd`."""
+        self._epoll.register(fd, EPOLLIN)
+        self._handlers[fd] = handler
+
+    def ignore(self, fd: int) -> None:
+        """Take the listening socket `fd` out again; nothing happens if it is out."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
     async def edge(self, fd: int, deadline: int) -> None:
         """Wait until something happens on `fd`. Raises TimeoutError at the tick `deadline`."""
         waiter = _Waiter(self.loop.create_future())
@@ -81,22 +82,6 @@ class Readiness:
             self.timers.disarm(waiter)
             # The TimeoutError knows this frame, and would be known by it: a ring around all that the connection has.
             del waiter
-
-    def close(self) -> None:
-        self.loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
-
-    def _dispatch(self) -> None:
-        handlers = self._handlers
-        for fd, events in self._epoll.poll(0, _BATCH):
-            handler = handlers.get(fd)
-            if handler is None:
-                continue
-            try:
-                handler(events)
-            except Exception as error:
-                # The edges behind this one are other connections', and come only once.
-                self.loop.call_exception_handler({"message": "readiness handler failed", "exception": error})
 
 
 class _Waiter(Timer):

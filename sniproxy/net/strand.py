@@ -6,7 +6,7 @@ strand begins at once, with the hello in hand, and ends in a call.
 
 Strands also take turns. Between two system calls a story runs a few hundred lines of Python once, and the kernel's work
 in between has emptied the CPU's nearest caches of them. So a story says `await turn()` where a phase begins, and those
-that got there in one round of the event loop go through the phase together, all but the first with warm caches: a
+that got there in one round go through the phase together, all but the first with warm caches: a
 seventh less CPU a short connection under load, for next to nothing when there is none.
 
 A strand may await any asyncio future, and coroutines that do (asyncio.sleep, asyncio.shield). There is no current task
@@ -20,7 +20,7 @@ from typing import Final, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
-# A round of the event loop costs a system call, so a story goes through all its phases in one, if nothing keeps it.
+# A round costs a system call, so a story goes through all its phases in one, if nothing keeps it.
 _TURNS_A_ROUND = 4
 
 
@@ -86,28 +86,32 @@ _OVER: Final[Pending[object]] = Pending()
 
 
 class Turns:
-    """The strands that wait for their turn. Each round of the event loop gives a few turns to all that wait."""
+    """The strands that wait for their turn. Each round gives a few turns to all that wait."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, on_fault: Callable[[Exception], None]) -> None:
+        self._on_fault = on_fault
         self._waiting: list[Strand] = []
-        self._is_due = False  # the event loop will let us give turns, or does so now
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether any strand waits for one."""
+        return bool(self._waiting)
 
     def add(self, strand: "Strand") -> None:
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._give)
         self._waiting.append(strand)
 
-    def _give(self) -> None:
+    def give(self) -> None:
+        """A few turns to each that wants them. A strand that raises is at fault, and ends there."""
         for _ in range(_TURNS_A_ROUND):
-            waiting, self._waiting = self._waiting, []
-            for strand in waiting:
-                strand.run()
-            if not self._waiting:
-                self._is_due = False
+            waiting = self._waiting
+            if not waiting:
                 return
-        self._loop.call_soon(self._give)
+            self._waiting = []
+            for strand in waiting:
+                try:
+                    strand.run()
+                except Exception as fault:
+                    self._on_fault(fault)
 
 
 class Strand:

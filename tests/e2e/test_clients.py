@@ -91,14 +91,3 @@ def test_python_ssl_is_served_by_name(
         offered = {line["tlsVersion"] for line in proxy.wait_for_finals(len(NAMES))}
     assert pages == {name: page_of(name) for name in NAMES}
     assert offered == {VERSIONS[version].name.replace("_", ".")}
-
-
-def test_it_works_the_same_without_uvloop(tmp_path: Path, wikipedias: dict[str, Any], authority: Authority) -> None:
-    """Where uvloop is missing, plain asyncio serves."""
-    (tmp_path / "uvloop.py").write_text("raise ImportError('not on this machine')\n")
-    trust = authority.client_context()
-    without = {"PYTHONPATH": str(tmp_path)}
-    config = {"upstream": {"hosts": wikipedias}}
-    with running_proxy(tmp_path, config, allowing("*.wikipedia.org"), environment=without) as proxy:
-        pages = {name: fetch(proxy.address, name, trust) for name in NAMES}
-    assert pages == {name: page_of(name) for name in NAMES}

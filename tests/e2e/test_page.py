@@ -14,8 +14,7 @@ from tests.support.clients import PRINCIPAL, ask, connected, fetch, hello_for, p
 from tests.support.origins import Authority, read_to_end
 from tests.support.proxy import ProxyProcess, running_proxy, wait_until
 
-# With asyncio's own loop alone, for it is the browser that is tried.
-pytestmark = [needs_chromium, pytest.mark.asyncio(loop_factories=["asyncio"])]
+pytestmark = needs_chromium
 
 DE, EN = "de.wikipedia.org", "en.wikipedia.org"
 US = sleep_principal("sleep-us")

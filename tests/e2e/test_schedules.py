@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from sniproxy.outcome import Reason
 from tests.e2e.conftest import allowing
@@ -143,7 +142,7 @@ def perform_and_check(home: Path, seed: str, numbers: range) -> Counter[Reason]:
         server.setblocking(False)
         config = {"upstream": {"hosts": {NAME: [f"127.0.0.1:{server.getsockname()[1]}"]}}, "workers": 2}
         with running_proxy(home, config, allowing(NAME)) as proxy:
-            uvloop.run(perform_all(run, numbers, proxy.address, server))
+            asyncio.run(perform_all(run, numbers, proxy.address, server))
             return check(run, proxy)
 
 

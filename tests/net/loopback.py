@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.strand import Strand, Turns
+from sniproxy.net.rounds import Rounds
+from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
 
@@ -43,13 +45,20 @@ async def turns(count: int = 10) -> None:
         await asyncio.sleep(0)
 
 
+def its_rounds() -> Rounds:
+    """Those of the running loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, EventLoop)
+    return loop.rounds
+
+
 class InStrand(asyncio.Future[T]):
     """The result of a coroutine that runs in a strand, as in the proxy. To cancel it is to cancel the strand."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
-        self._strand = Strand(self._tell(coroutine), Turns(loop), lambda _: None)
+        self._strand = Strand(self._tell(coroutine), its_rounds().turns, lambda _: None)
         self._strand.run()
 
     async def _tell(self, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -187,13 +196,9 @@ def no_descriptor_left(but: int = 0) -> Iterator[None]:
 def watching() -> Iterator[tuple[Readiness, HandClock]]:
     """A readiness on the running loop, its time moved by hand. At the end no timer may be armed."""
     clock = HandClock(asyncio.get_running_loop())
-    readiness = Readiness(clock.loop, TimerWheel(clock.loop))
-    try:
-        yield readiness, clock
-        clock.advance(2 * TICK)
-        assert clock.scheduled == 0, "a timer is still armed"
-    finally:
-        readiness.close()
+    yield Readiness(clock.loop, its_rounds(), TimerWheel(clock.loop)), clock
+    clock.advance(2 * TICK)
+    assert clock.scheduled == 0, "a timer is still armed"
 
 
 class Token:

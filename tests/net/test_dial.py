@@ -29,6 +29,7 @@ from tests.net.loopback import (
     InStrand,
     black_hole,
     cut,
+    its_rounds,
     no_descriptor_left,
     open_descriptors,
     result_of,
@@ -154,11 +155,10 @@ class TestOneAddress:
 
     async def test_silence_is_a_timeout_by_the_loops_own_time(self) -> None:
         loop = asyncio.get_running_loop()
-        readiness = Readiness(loop, TimerWheel(loop))
+        readiness = Readiness(loop, its_rounds(), TimerWheel(loop))
         with black_hole() as port:
             reason, _ = await failure(dialling(readiness, at(port), timeout=0.2))
             assert reason is Reason.CONNECT_TIMEOUT
-        readiness.close()
 
     async def test_events_of_before_are_handed_over(self, readiness: Readiness) -> None:
         """A server that speaks first may have spoken before anybody else watches the socket."""

@@ -19,9 +19,19 @@ from sniproxy.config.model import Listener
 from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
 from sniproxy.net import listener
 from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
+from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket, accept
+from sniproxy.net.timers import TimerWheel
 from tests.net.clock import HandClock
-from tests.net.loopback import PATIENCE, no_collection, no_descriptor_left, open_descriptors, turns, until
+from tests.net.loopback import (
+    PATIENCE,
+    its_rounds,
+    no_collection,
+    no_descriptor_left,
+    open_descriptors,
+    turns,
+    until,
+)
 
 ANY_PORT = TcpAddress("127.0.0.1", 0)
 
@@ -287,7 +297,8 @@ def reception(address: TcpAddress | UnixAddress = ANY_PORT) -> Iterator[Receptio
     def on_shed(peer: Peer) -> None:
         its.shed.append(peer)
 
-    its = Reception(sock, clock, Acceptor(sock, clock.loop, on_connection, on_shed))
+    readiness = Readiness(clock.loop, its_rounds(), TimerWheel(clock.loop))
+    its = Reception(sock, clock, Acceptor(sock, readiness, on_connection, on_shed))
     its.acceptor.start()
     try:
         yield its

@@ -1,4 +1,4 @@
-"""Readiness: one epoll for all sockets, told of edges, under the event loop."""
+"""Readiness: all sockets in one epoll, told of edges."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,19 @@ import pytest
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
-from tests.net.loopback import InStrand, Pair, Token, cut, no_collection, result_of, tcp_pair, turns, until, watching
+from tests.net.loopback import (
+    InStrand,
+    Pair,
+    Token,
+    cut,
+    its_rounds,
+    no_collection,
+    result_of,
+    tcp_pair,
+    turns,
+    until,
+    watching,
+)
 
 Watched = tuple[Readiness, HandClock]
 
@@ -314,25 +326,35 @@ class TestWaitingForAnEdge:
     async def test_it_works_by_the_loops_own_time(self) -> None:
         """No clock of ours: a deadline comes without anybody moving it."""
         loop = asyncio.get_running_loop()
-        readiness = Readiness(loop, TimerWheel(loop))
+        readiness = Readiness(loop, its_rounds(), TimerWheel(loop))
         with tcp_pair() as (ours, _):
             readiness.watch(ours.fileno(), quietly)
             await turns()
             with pytest.raises(TimeoutError):
                 await readiness.edge(ours.fileno(), readiness.timers.after(0.0))
-        readiness.close()
 
 
-async def test_closing_leaves_no_descriptor_and_no_reader() -> None:
-    """The loop hears no more of the epoll, which is gone."""
-    loop = asyncio.get_running_loop()
-    before = sorted(os.listdir("/proc/self/fd"))
-    readiness = Readiness(loop, TimerWheel(loop))
-    with tcp_pair() as (ours, theirs):
-        events: list[int] = []
-        readiness.watch(ours.fileno(), noting(events))
-        readiness.close()
-        theirs.send(b"x")
-        await turns()
-        assert events == []
-    assert before == sorted(os.listdir("/proc/self/fd"))
+class TestListening:
+    async def test_it_is_told_of_as_long_as_somebody_waits(self, readiness: Readiness) -> None:
+        """Not told of edges: who accepts one of many hears of the others in the next round."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+            accepted: list[socket.socket] = []
+            readiness.listen(server.fileno(), lambda _events: accepted.append(server.accept()[0]))
+            clients = [socket.create_connection(server.getsockname()) for _ in range(3)]
+            await until(lambda: len(accepted) == 3, "the third connection")
+            for sock in (*clients, *accepted):
+                sock.close()
+
+    async def test_who_is_ignored_can_be_listened_to_again(self, readiness: Readiness) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            events: list[int] = []
+            readiness.listen(server.fileno(), noting(events))
+            readiness.ignore(server.fileno())
+            readiness.ignore(server.fileno())  # once more is no matter
+            with socket.create_connection(server.getsockname()):
+                await turns()
+                assert events == []
+                readiness.listen(server.fileno(), noting(events))
+                await until(lambda: bool(events), "an event")
+            readiness.ignore(server.fileno())

@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
 
-from sniproxy.net.strand import Pending, Strand, Turns, turn
-from tests.net.loopback import Token, no_collection
+from sniproxy.net.strand import Pending, Strand, turn
+from tests.net.loopback import Token, its_rounds, no_collection
 
 
 def strand_of(coroutine: Coroutine[Any, None, None], on_end: Callable[[Strand], None]) -> Strand:
     """A strand with turns of its own."""
-    return Strand(coroutine, Turns(asyncio.get_running_loop()), on_end)
+    return Strand(coroutine, its_rounds().turns, on_end)
 
 
 async def ended(strands: list[Strand], count: int = 1) -> None:
@@ -134,7 +134,7 @@ async def test_cancelling_what_is_over_changes_nothing() -> None:
 
 async def test_those_who_wait_for_a_turn_go_on_together() -> None:
     """A phase is gone through by all that have come to it before the first begins the next one."""
-    turns = Turns(asyncio.get_running_loop())
+    turns = its_rounds().turns
     told: list[str] = []
     over: list[Strand] = []
 
@@ -306,7 +306,7 @@ class TestPending:
         second: Pending[str] = Pending()
         steps: list[str] = []
         over: list[Strand] = []
-        turns = Turns(asyncio.get_running_loop())
+        turns = its_rounds().turns
 
         async def story(name: str, pending: Pending[str]) -> None:
             steps.append(name + await pending)

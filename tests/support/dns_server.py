@@ -201,7 +201,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast, because neither asyncio's own transport nor uvloop's has this base class everywhere.
+        # A cast, because asyncio's own transport does not have this base class everywhere.
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

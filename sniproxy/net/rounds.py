@@ -1,0 +1,65 @@
+"""Rounds: what a worker's event loop does for its connections, between two things that it does for anything else.
+
+A round waits for events, hands each to the handler of its descriptor, and gives turns to the strands that want one.
+asyncio makes an object and a call in Python of every event, and a round of it costs as much as a phase of a connection;
+here an event costs a dictionary's look-up, and asyncio is back only when there is something for it to do.
+
+Its own descriptors are in the same epoll, so that who waits for both waits once.
+"""
+
+import select
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Final
+
+from sniproxy.net.strand import Turns
+
+# How many events one round takes before turns and timers get theirs.
+_BATCH: Final = 256
+
+Handler = Callable[[int], None]
+
+
+class Rounds:
+    """Serves the descriptors that have a handler, and tells of the events of the others."""
+
+    def __init__(self, epoll: select.epoll, on_fault: Callable[[Exception], None]) -> None:
+        self.epoll = epoll
+        self.handlers: dict[int, Handler] = {}
+        self.turns = Turns(on_fault)
+        self.is_due = False  # asyncio has something to do
+        self._on_fault = on_fault
+
+    def serve(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Go round until there is something for asyncio to do, or until `timeout` seconds are over; None is never.
+
+        What it returns are the events of descriptors without a handler: number and epoll mask.
+        """
+        end = inf if timeout is None else monotonic() + timeout
+        self.is_due = False
+        while True:
+            others = self._dispatch(0.0 if self.turns.are_wanted else timeout)
+            self.turns.give()
+            if others or self.is_due:
+                return others
+            if end != inf:
+                timeout = end - monotonic()
+                if timeout <= 0.0:
+                    return others
+
+    def _dispatch(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Hand out what happens within `timeout` seconds. Returns the events that have no handler."""
+        others: list[tuple[int, int]] = []
+        handlers = self.handlers
+        for fd, events in self.epoll.poll(timeout, _BATCH):
+            handler = handlers.get(fd)
+            if handler is None:
+                others.append((fd, events))
+                continue
+            try:
+                handler(events)
+            except Exception as fault:
+                # The edges behind this one are other connections', and come only once.
+                self._on_fault(fault)
+        return others

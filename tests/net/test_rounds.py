@@ -1,0 +1,137 @@
+"""Rounds: events to their handlers, turns to strands, and back to asyncio when there is something for it."""
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from select import EPOLLIN
+
+import pytest
+
+from sniproxy.net.rounds import Rounds
+from sniproxy.net.strand import Strand, turn
+
+
+@dataclass
+class Bench:
+    """Rounds over an epoll of their own, the faults they told of, and descriptors that are readable at will."""
+
+    rounds: Rounds
+    faults: list[Exception] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
+
+    def signal(self, *, readable: bool = True) -> int:
+        """A descriptor in the epoll, told of as long as it is readable."""
+        fd = os.eventfd(int(readable), os.EFD_NONBLOCK)
+        self.signals.append(fd)
+        self.rounds.epoll.register(fd, EPOLLIN)
+        return fd
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with select.epoll() as epoll:
+        faults: list[Exception] = []
+        its = Bench(Rounds(epoll, faults.append), faults)
+        yield its
+        for fd in its.signals:
+            os.close(fd)
+
+
+def test_an_event_without_a_handler_is_told_of(bench: Bench) -> None:
+    """It is asyncio's; those that have a handler are handed to it in the same round."""
+    served, other = bench.signal(), bench.signal()
+    events: list[int] = []
+    bench.rounds.handlers[served] = events.append
+    assert bench.rounds.serve(None) == [(other, EPOLLIN)]
+    assert events == [EPOLLIN]
+
+
+def test_it_goes_round_until_asyncio_has_something_to_do(bench: Bench) -> None:
+    fd, rounds = bench.signal(), 0
+
+    def handler(_events: int) -> None:
+        nonlocal rounds
+        rounds += 1
+        bench.rounds.is_due = rounds == 5
+
+    bench.rounds.handlers[fd] = handler
+    assert bench.rounds.serve(None) == []
+    assert rounds == 5
+
+
+def test_it_goes_round_no_longer_than_it_may(bench: Bench) -> None:
+    """However much there is to serve, asyncio's timers have their time."""
+    fd, rounds = bench.signal(), 0
+
+    def handler(_events: int) -> None:
+        nonlocal rounds
+        rounds += 1
+
+    bench.rounds.handlers[fd] = handler
+    began = time.monotonic()
+    assert bench.rounds.serve(0.05) == []
+    assert time.monotonic() - began >= 0.05
+    assert rounds > 1
+    rounds = 0
+    assert bench.rounds.serve(0) == []
+    assert rounds == 1
+
+
+def test_who_wants_a_turn_has_it_though_nothing_happens(bench: Bench) -> None:
+    """Strands that were woken outside of a round do not wait for an event."""
+    told: list[str] = []
+
+    async def story() -> None:
+        told.append("began")
+        await turn()
+        told.append("went on")
+        bench.rounds.is_due = True
+
+    Strand(story(), bench.rounds.turns, lambda _: told.append("ended")).run()
+    assert told == ["began"]
+    assert bench.rounds.serve(None) == []
+    assert told == ["began", "went on", "ended"]
+
+
+def test_a_story_without_end_keeps_neither_events_nor_timers_from_theirs(bench: Bench) -> None:
+    fd = bench.signal()
+    seen: list[int] = []
+    bench.rounds.handlers[fd] = seen.append
+    stop = False
+
+    async def story() -> None:
+        while not stop:
+            await turn()
+
+    Strand(story(), bench.rounds.turns, lambda _: None).run()
+    assert bench.rounds.serve(0.02) == []
+    assert len(seen) > 1
+    stop = True
+    bench.rounds.serve(0)
+
+
+def test_a_fault_is_told_and_costs_nobody_else_anything(bench: Bench) -> None:
+    """Neither the events behind it in the batch nor the turns."""
+    first, second = bench.signal(), bench.signal()
+    told: list[str] = []
+
+    def fails(_events: int) -> None:
+        raise ValueError("of a handler")
+
+    async def falls() -> None:
+        await turn()
+        raise ValueError("of a strand")
+
+    async def stands() -> None:
+        await turn()
+        told.append("a turn")
+
+    bench.rounds.handlers[first] = fails
+    bench.rounds.handlers[second] = lambda _: told.append("an event")
+    for story in (falls(), stands()):
+        Strand(story, bench.rounds.turns, lambda _: None).run()
+    bench.rounds.serve(0)
+    assert sorted(told) == ["a turn", "an event"]
+    assert [str(fault) for fault in bench.faults] == ["of a handler", "of a strand"]
