@@ -15,6 +15,7 @@ import os
 from setuptools import setup
 
 HOT_PATH = (
+    "wire/need_more",
     "names",
     "quick",
     "record",

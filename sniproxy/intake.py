@@ -8,7 +8,7 @@ never counted; one that has to wait takes an undecided slot of its source, and g
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv6Address
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
@@ -35,7 +35,7 @@ from sniproxy.wire.proxy_protocol import (
 )
 
 # One read. A hello with post-quantum key shares has about 1,800 bytes; larger ones take another turn.
-_READ_SIZE = 16 * 1024
+_READ_SIZE: Final = 16 * 1024
 
 _HELLO_REASONS = {
     HelloFault.NOT_TLS: Reason.NOT_TLS,

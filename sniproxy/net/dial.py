@@ -31,6 +31,7 @@ _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _TCP: Final = int(socket.IPPROTO_TCP)
 _NODELAY: Final = int(socket.TCP_NODELAY)
 _QUICKACK: Final = int(socket.TCP_QUICKACK)
+_BROKEN: Final = EPOLLERR | EPOLLHUP
 _UNDER_WAY: Final = (0, int(errno.EINPROGRESS))
 
 
@@ -61,7 +62,7 @@ class _Attempt:
         if not events & WRITABLE:
             return
         error = 0
-        if events & (EPOLLERR | EPOLLHUP):
+        if events & _BROKEN:
             # Both ways are closed already. Without an error of its own, it was reset before we came to look.
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
         self._race.settle(self, error)

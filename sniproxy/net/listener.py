@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
@@ -29,8 +29,8 @@ _BACKLOG = 4096
 _DEFER_ACCEPT_SECONDS = 1
 
 # Connections accepted in one round at most, and how much longer one burst may be than that before.
-_MAX_BURST = 64
-_GROWTH = 1.125
+_MAX_BURST: Final = 64
+_GROWTH: Final = 1.125
 
 # What accept(2) gives when this process, or the machine, has no room for one more connection.
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -40,9 +40,12 @@ _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
 _FLOWING: Final = 16 * 1024
 _MORE: Final = int(socket.MSG_MORE)
+_SHUT_WR: Final = int(socket.SHUT_WR)
 # An end, and whether it is an orderly one: a reset drops what we would hold back for it, and a read stops short at an
 # urgent mark (tcp(7)), so that with one it does not show how much there is.
 _ENDING: Final = EPOLLRDHUP | EPOLLERR | EPOLLPRI
+_ORDERLY: Final = int(EPOLLRDHUP)
+_ERROR: Final = int(EPOLLERR)
 # Moves in one turn, before the other connections get theirs.
 _BUDGET: Final = 16
 
@@ -176,14 +179,14 @@ class Relay(Timer):
         self._done.succeed(reason)
 
     def _start(self, heard: int) -> None:
-        watch = self._readiness.watch
-        watch(self._up.fileno(), self._on_upstream)
-        is_new = watch(self._down.fileno(), self._on_downstream)
+        readiness = self._readiness
+        readiness.watch(self._up.fileno(), self._on_upstream)
+        is_new = readiness.watch(self._down.fileno(), self._on_downstream)
         if self._flush(self._request) and not is_new:
             # It was watched while we waited for the hello: edges may have gone by.
             self._pump(self._request, ended=True)
         if heard & READABLE:
-            self._response.is_ending = heard & _ENDING == EPOLLRDHUP
+            self._response.is_ending = heard & _ENDING == _ORDERLY
             self._pump(self._response, ended=True)
 
     def _on_downstream(self, events: int) -> None:
@@ -200,9 +203,9 @@ class Relay(Timer):
             # What kept this flow from reading is gone, so it must look for what came meanwhile.
             self._pump(to_it, ended=True)
         if events & READABLE:
-            from_it.is_ending = events & _ENDING == EPOLLRDHUP
+            from_it.is_ending = events & _ENDING == _ORDERLY
             self._pump(from_it, ended=bool(events & HANGUP))
-            if events & EPOLLERR:
+            if events & _ERROR:
                 from_it.is_broken = True
                 if from_it.is_over and not to_it.is_over:
                     self._sink_reset(to_it)
@@ -376,7 +379,7 @@ class Relay(Timer):
             self._end()
             return
         try:
-            flow.sink.shutdown(socket.SHUT_WR)
+            flow.sink.shutdown(_SHUT_WR)
         except OSError:
             self._outcome = self._other(flow).reset
         if flow.is_broken:

@@ -10,7 +10,7 @@ import fcntl
 import socket
 import struct
 import termios
-from typing import Any
+from typing import Any, Final
 
 from sniproxy.net.readiness import Readiness
 
@@ -25,6 +25,7 @@ _FLUSH_STEP = 0.05
 # The first byte of struct tcp_info, tcpi_state: TCP_CLOSE of include/net/tcp_states.h.
 _TCP_CLOSE = b"\x07"
 
+_STREAM: Final = int(socket.SOCK_STREAM)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 Socket = socket.SocketType
@@ -35,10 +36,11 @@ def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
 
     Raises OSError, as accept(2) does.
     """
-    fd, address = listener._accept()  # type: ignore[attr-defined]  # what socket.socket.accept() is made of
-    sock = Socket(family, socket.SOCK_STREAM, 0, fd)
+    # What socket.socket.accept() is made of.
+    accepted: tuple[int, Any] = listener._accept()  # type: ignore[attr-defined]
+    sock = Socket(family, _STREAM, 0, accepted[0])
     sock.setblocking(False)
-    return sock, address
+    return sock, accepted[1]
 
 
 async def hang_up(sock: Socket, farewell: bytes, readiness: Readiness) -> None:

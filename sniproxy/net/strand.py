@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar, cast
 T = TypeVar("T")
 
 # A round costs a system call, so a story goes through all its phases in one, if nothing keeps it.
-_TURNS_A_ROUND = 4
+_TURNS_A_ROUND: Final = 4
 
 
 @types.coroutine
@@ -83,6 +83,7 @@ Awaited = asyncio.Future[object] | Pending[object] | None
 
 # Instead of a StopIteration, which costs more than all the rest of a turn.
 _OVER: Final[Pending[object]] = Pending()
+_next: Final = next
 
 
 class Turns:
@@ -130,7 +131,7 @@ class Strand:
 
     def run(self) -> None:
         """Go on until the coroutine waits for something, or ends."""
-        awaited = next(self._steps, _OVER)
+        awaited = _next(self._steps, _OVER)
         if awaited is _OVER:
             self._on_end(self)
             return

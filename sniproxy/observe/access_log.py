@@ -7,6 +7,7 @@ Lines are gathered and written together, at the latest `_DELAY` after the first.
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 
@@ -17,7 +18,7 @@ from sniproxy.observe.text_lines import EnvoyLines, NginxLines
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
 
-_DELAY = 0.05  # seconds
+_DELAY: Final = 0.05  # seconds
 
 _log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -20,10 +20,11 @@ from sniproxy.outcome import DENY, OPEN, SNI_CHANGED, Event
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
 
-LEVELS = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
-_UNKNOWN = "unknown"
-_MAX_DETAIL = 512
-_MAX_ALPN = 128
+LEVELS: Final = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
+_UNKNOWN: Final = "unknown"
+_MAX_DETAIL: Final = 512
+_MAX_ALPN: Final = 128
+_PIPE_BUF: Final = select.PIPE_BUF
 _MAX_POD = 253  # Kubernetes: a pod's name is a DNS subdomain
 
 
@@ -39,10 +40,10 @@ class _Bounds(NamedTuple):
     verdict: int
 
 
-_WHOLE = _Bounds(*[1 << 16] * 7)
+_WHOLE: Final = _Bounds(*[1 << 16] * 7)
 # A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
 # one, and together with the rest within PIPE_BUF.
-_TIGHT = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
+_TIGHT: Final = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class JsonLines(LineFormat):
     def line(self, record: Record, event: Event, now: float) -> bytes:
         time_text = self._timestamp()
         line = self._render(record, event, now, time_text, _WHOLE)
-        if len(line) > select.PIPE_BUF:
+        if len(line) > _PIPE_BUF:
             line = self._render(record, event, now, time_text, _TIGHT)
         return line
 
@@ -192,7 +193,7 @@ def _cut(text: str, most: int) -> str:
     return text
 
 
-_quoted_again = lru_cache(maxsize=2048)(_quoted)
+_quoted_again: Final = lru_cache(maxsize=2048)(_quoted)
 
 
 @lru_cache(maxsize=2048)

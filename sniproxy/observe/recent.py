@@ -9,7 +9,7 @@ rarest first. A successor goes on with the frequencies of a worker that died, as
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -22,8 +22,8 @@ from sniproxy.record import Record
 
 LATEST = 50  # connections of each event
 
-_MAX_NAME = 255  # characters: a DNS name has 253
-_MAX_TEXT = 300
+_MAX_NAME: Final = 255  # characters: a DNS name has 253
+_MAX_TEXT: Final = 300
 
 _EVENTS = (Event.OPEN, Event.DENY, Event.FAIL)
 

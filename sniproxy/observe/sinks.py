@@ -13,16 +13,17 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
 from sniproxy.config.model import SYSLOG
 
-MAX_BATCH = 64 * 1024  # bytes
-_MAX_WAITING = 1 << 20  # bytes
+MAX_BATCH: Final = 64 * 1024  # bytes
+_MAX_WAITING: Final = 1 << 20  # bytes
 
 # In the place of a descriptor.
-_NOT_OPEN = -1
+_NOT_OPEN: Final = -1
 
 # A loss is over when lines have been written again, and none was lost for so many seconds.
 _CALM_SECONDS = 1.0

@@ -8,10 +8,10 @@ is at most the total divided by the size of the table. Counting costs a dictiona
 
 import heapq
 from collections.abc import Hashable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 KEPT = 64
-_BATCH = 512
+_BATCH: Final = 512
 
 
 class Counted(NamedTuple):
