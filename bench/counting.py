@@ -58,6 +58,7 @@ def serve(ledger: Ledger, connections: int) -> None:
         meter.sent(1000)
         record.end(done)
         ledger.finish(record)
+        meter.settle()  # a worker does so once for all that it did in a round
 
 
 def microseconds(rounds: int, connections: int = CONNECTIONS) -> float:

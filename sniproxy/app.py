@@ -94,7 +94,7 @@ class _Worker:
         self._connections: set[Strand] = set()
         self._all_ended = asyncio.Event()
         self._draining = asyncio.Event()
-        self._active_slots = [row.slots for row in task.board.workers]
+        self._others = [row.slots for row in task.board.workers if row is not self._row]
         self._active = slot_of(ACTIVE)
         self._process = f"{os.getpid():x}-{os.urandom(3).hex()}"
         self._retiring: set[asyncio.Task[None]] = set()
@@ -117,6 +117,7 @@ class _Worker:
         self._settle(task.generation)
         task.inbox.watch(loop, self._change_to)
 
+        loop.rounds.on_end = self._meter.settle
         acceptors = [self._acceptor(number, sock) for number, sock in enumerate(task.sockets)]
         for acceptor in acceptors:
             acceptor.start()
@@ -134,6 +135,7 @@ class _Worker:
             beat.cancel()
             await self._proxy.resolver.close()
             self._log.close()
+            self._meter.settle()
             pipes.close()
             heed_no_more()
 
@@ -207,8 +209,8 @@ class _Worker:
 
     def _has_room(self) -> bool:
         """Whether all workers together hold fewer connections than the limit."""
-        active = 0.0
-        for slots in self._active_slots:
+        active = self._meter.active
+        for slots in self._others:
             active += slots[self._active]
         return active < self._connection_limit
 

@@ -177,6 +177,7 @@ class World:
         return accepted[0]
 
     def count(self, slot: int) -> int:
+        self.proxy.ledger.meter.settle()
         return int(self.board.total(slot))
 
     def assert_over(self, story: Story, reason: Reason, lines: int = 1) -> Record:

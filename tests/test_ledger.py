@@ -37,6 +37,7 @@ class Books:
 
     def counts(self) -> dict[str, float]:
         """Every count that is not zero: of a series, or of a histogram."""
+        self.ledger.meter.settle()
         told: dict[str, float] = {}
         for sample in read_samples(self._board):
             name = sample.metric.name.removeprefix("sniproxy_")

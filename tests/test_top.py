@@ -40,6 +40,7 @@ def told() -> Iterator[dict[str, Any]]:
     meter.accepted()
     meter.serving(yes=True)
     meter.ended(Reason.RULE, "p.yaml", "none-of-it")
+    meter.settle()
     recent.ended(record, 1.0)
     recent.publish()
     history = History(board)

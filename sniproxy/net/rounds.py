@@ -21,6 +21,10 @@ _BATCH: Final = 256
 Handler = Callable[[int], None]
 
 
+def _nothing() -> None:
+    """What is to be done at the end of a round, until somebody says."""
+
+
 class Rounds:
     """Serves the descriptors that have a handler, and tells of the events of the others."""
 
@@ -29,6 +33,7 @@ class Rounds:
         self.handlers: dict[int, Handler] = {}
         self.turns = Turns(on_fault)
         self.is_due = False  # asyncio has something to do
+        self.on_end: Callable[[], None] = _nothing  # of each round, and before the first after asyncio
         self._on_fault = on_fault
 
     def serve(self, timeout: float | None) -> list[tuple[int, int]]:
@@ -38,9 +43,11 @@ class Rounds:
         """
         end = inf if timeout is None else monotonic() + timeout
         self.is_due = False
+        self.on_end()
         while True:
             others = self._dispatch(0.0 if self.turns.are_wanted else timeout)
             self.turns.give()
+            self.on_end()
             if others or self.is_due:
                 return others
             if end != inf:

@@ -172,91 +172,133 @@ def new_scoreboard(workers: int) -> Scoreboard:
 Increment = Callable[[float], None]
 
 
+class Counter:
+    """One slot of a worker's row, which has what was added once the row is settled.
+
+    An addition in shared memory, by way of a memoryview, costs what thirty do here.
+    """
+
+    __slots__ = ("_is_settled", "_slot", "_unsettled", "value")
+
+    def __init__(self, row: Row, slot: int, unsettled: "list[Counter]") -> None:
+        self.value: float = row.slots[slot]  # a successor goes on where its predecessor ended
+        self._slot = slot
+        self._unsettled = unsettled
+        self._is_settled = True
+
+    def add(self, amount: float) -> None:
+        self.value += amount
+        if self._is_settled:
+            self._is_settled = False
+            self._unsettled.append(self)
+
+    def settle(self, slots: "memoryview[float]") -> None:
+        """Write it into the row."""
+        slots[self._slot] = self.value
+        self._is_settled = True
+
+
 class Histogram:
-    """The buckets of one histogram in one worker's row."""
+    """The buckets of one histogram in one worker's row, and the sum of what was observed."""
 
-    __slots__ = ("_bounds", "_first", "_slots", "_total")
+    __slots__ = ("_bounds", "_counts", "_total")
 
-    def __init__(self, slots: "memoryview[float]", metric: Metric) -> None:
-        self._slots = slots
-        self._bounds = list(metric.buckets)
-        self._first = _FIRST_SLOT[metric]
-        self._total = self._first + len(self._bounds) + 1
+    def __init__(self, bounds: Sequence[float], counters: list[Counter]) -> None:
+        self._bounds = list(bounds)
+        self._counts = counters[:-1]
+        self._total = counters[-1]
 
     def observe(self, value: float) -> None:
-        slot = self._first
+        bucket = 0
         for bound in self._bounds:  # nearly always one of the first
             if value <= bound:
                 break
-            slot += 1
-        self._slots[slot] += 1.0
-        self._slots[self._total] += value
+            bucket += 1
+        self._counts[bucket].add(1.0)
+        self._total.add(value)
 
 
 class Meter:
-    """Counts into one worker's row. What happens often is bound once and called."""
+    """Counts into one worker's row, which is right whenever it was settled: before the worker waits for anything."""
 
     def __init__(self, row: Row) -> None:
-        self._slots = row.slots
+        self._row = row
+        self._unsettled: list[Counter] = []
         self._denied, self._would_deny = (row.labelled(table) for table in range(len(LABELLED)))
-        self._failed = {reason: slot_of(FAILED, reason.word) for reason in Reason if reason.event is Event.FAIL}
-        self._closed = {reason: slot_of(CLOSED, reason.word) for reason in Reason if reason.event is Event.CLOSE}
-        self._accepted = slot_of(ACCEPTED)
-        self._active = slot_of(ACTIVE)
-        self._opened = slot_of(OPENED)
-        self.received = self._increment(slot_of(BYTES, "received"))
-        self.sent = self._increment(slot_of(BYTES, "sent"))
-        self.shed = self._increment(slot_of(SHED))
-        self.log_dropped = self._increment(slot_of(LOG_DROPPED))
-        self.dns_cache_hit = self._increment(slot_of(DNS_CACHE, "hit"))
-        self.dns_cache_miss = self._increment(slot_of(DNS_CACHE, "miss"))
-        self.dns_cache_stale = self._increment(slot_of(DNS_CACHE, "stale"))
-        self.hello_seconds = Histogram(row.slots, HELLO_SECONDS)
-        self.dns_seconds = Histogram(row.slots, DNS_SECONDS)
-        self.connect_seconds = Histogram(row.slots, CONNECT_SECONDS)
-        self.connection_seconds = Histogram(row.slots, CONNECTION_SECONDS)
+        self._failed = {reason: self._counter(FAILED, reason.word) for reason in Reason if reason.event is Event.FAIL}
+        self._closed = {reason: self._counter(CLOSED, reason.word) for reason in Reason if reason.event is Event.CLOSE}
+        self._accepted = self._counter(ACCEPTED)
+        self._active = self._counter(ACTIVE)
+        self._opened = self._counter(OPENED)
+        # For who is to know no more of the metrics than that there is something to count.
+        self.received: Increment = self._counter(BYTES, "received").add
+        self.sent: Increment = self._counter(BYTES, "sent").add
+        self.shed: Increment = self._counter(SHED).add
+        self.log_dropped: Increment = self._counter(LOG_DROPPED).add
+        self.dns_cache_hit: Increment = self._counter(DNS_CACHE, "hit").add
+        self.dns_cache_miss: Increment = self._counter(DNS_CACHE, "miss").add
+        self.dns_cache_stale: Increment = self._counter(DNS_CACHE, "stale").add
+        self.hello_seconds = self._histogram(HELLO_SECONDS)
+        self.dns_seconds = self._histogram(DNS_SECONDS)
+        self.connect_seconds = self._histogram(CONNECT_SECONDS)
+        self.connection_seconds = self._histogram(CONNECTION_SECONDS)
+
+    def _counter(self, metric: Metric, value: str = "") -> Counter:
+        return Counter(self._row, slot_of(metric, value), self._unsettled)
+
+    def _histogram(self, metric: Metric) -> Histogram:
+        first = _FIRST_SLOT[metric]
+        counters = [Counter(self._row, slot, self._unsettled) for slot in range(first, first + metric.slots)]
+        return Histogram(metric.buckets, counters)
+
+    @property
+    def active(self) -> float:
+        """This worker's connections, at this moment."""
+        return self._active.value
+
+    def settle(self) -> None:
+        """Write what was counted into the row, for all to see."""
+        if not self._unsettled:
+            return
+        slots = self._row.slots
+        for counter in self._unsettled:
+            counter.settle(slots)
+        self._unsettled.clear()
 
     def accepted(self) -> None:
-        slots = self._slots
-        slots[self._accepted] += 1.0
-        slots[self._active] += 1.0
+        self._accepted.add(1.0)
+        self._active.add(1.0)
 
     def opened(self) -> None:
-        self._slots[self._opened] += 1.0
+        self._opened.add(1.0)
 
     def ended(self, reason: Reason, policy: str, rule: str) -> None:
         """One accepted connection is over, and counted as exactly one of denied, failed and closed."""
-        slots = self._slots
-        slots[self._active] -= 1.0
-        if reason.event is CLOSE:
-            slots[self._closed[reason]] += 1.0
-        elif reason.event is DENY:
+        self._active.add(-1.0)
+        event = reason.event
+        if event is CLOSE:
+            self._closed[reason].add(1.0)
+        elif event is DENY:
             self._denied.add((policy, rule, reason.word))
         else:
-            slots[self._failed[reason]] += 1.0
+            self._failed[reason].add(1.0)
 
     def would_deny(self, policy: str, rule: str, reason: Reason) -> None:
         """Monitor mode has let a connection pass."""
         self._would_deny.add((policy, rule, reason.word))
 
+    # What a worker says of itself is in its row at once.
+
     def beat(self) -> None:
         """This worker is alive, now."""
-        self._slots[slot_of(HEARTBEAT)] = time.monotonic()
+        self._row.slots[slot_of(HEARTBEAT)] = time.monotonic()
 
     def in_force(self, generation: int) -> None:
         """This worker judges by `generation`."""
-        self._slots[slot_of(GENERATION)] = float(generation)
+        self._row.slots[slot_of(GENERATION)] = float(generation)
 
     def serving(self, *, yes: bool) -> None:
-        self._slots[slot_of(SERVING)] = float(yes)
-
-    def _increment(self, slot: int) -> Increment:
-        slots = self._slots
-
-        def increment(amount: float) -> None:
-            slots[slot] += amount
-
-        return increment
+        self._row.slots[slot_of(SERVING)] = float(yes)
 
 
 @dataclass(frozen=True, slots=True)

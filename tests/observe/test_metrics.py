@@ -71,6 +71,7 @@ FAMILIES = {Event.DENY: "denied", Event.FAIL: "failed", Event.CLOSE: "closed"}
 def test_every_reason_is_counted_in_exactly_one_family(reason: Reason, board: Scoreboard, meter: Meter) -> None:
     meter.accepted()
     meter.ended(reason, "policy.yaml", "r")
+    meter.settle()
     expected: dict[str, dict[str, float]] = {"denied": {}, "failed": {}, "closed": {}}
     expected[FAMILIES[reason.event]] = {reason.word: 1.0}
     assert ended(board) == expected
@@ -88,14 +89,19 @@ def test_a_refusal_is_counted_by_policy_rule_and_reason(board: Scoreboard, meter
 
 def test_a_connection_is_active_from_accept_to_end(board: Scoreboard, meter: Meter) -> None:
     told = []
+
+    def tell() -> None:
+        meter.settle()
+        told.append(sample(board, ACTIVE).series)
+
     meter.accepted()
     meter.accepted()
-    told.append(sample(board, ACTIVE).series)
+    tell()
     meter.opened()
     meter.ended(Reason.DONE, "p", "r")
-    told.append(sample(board, ACTIVE).series)
+    tell()
     meter.ended(Reason.NO_SNI, "none", "none")
-    told.append(sample(board, ACTIVE).series)
+    tell()
     assert told == [(((), 2.0),), (((), 1.0),), (((), 0.0),)]
     assert (series(board, ACCEPTED), series(board, OPENED)) == ({"": 2.0}, {"": 1.0})
 
@@ -110,6 +116,7 @@ def test_amounts_are_added(board: Scoreboard, meter: Meter) -> None:
     meter.dns_cache_miss(1.0)
     meter.dns_cache_miss(1.0)
     meter.dns_cache_stale(1.0)
+    meter.settle()
     assert {metric.name: series(board, metric) for metric in (BYTES, SHED, LOG_DROPPED, DNS_CACHE)} == {
         "sniproxy_bytes": {"received": 320.0, "sent": 4711.0},
         "sniproxy_connections_shed": {"": 1.0},
@@ -123,6 +130,7 @@ def test_a_duration_is_counted_in_the_first_bucket_that_holds_it(board: Scoreboa
     bounds = HELLO_SECONDS.buckets
     for seconds in (0.0, bounds[0], bounds[0] * 1.01, bounds[-1], bounds[-1] * 2):
         meter.hello_seconds.observe(seconds)
+    meter.settle()
     histogram = sample(board, HELLO_SECONDS)
     counts = dict(zip((*bounds, float("inf")), histogram.bucket_counts, strict=True))
     assert {bound: count for bound, count in counts.items() if count} == {
@@ -139,8 +147,22 @@ def test_each_histogram_has_slots_of_its_own(board: Scoreboard, meter: Meter) ->
     meter.dns_seconds.observe(2.0)
     meter.dns_seconds.observe(2.0)
     meter.connection_seconds.observe(1e6)
+    meter.settle()
     told = {metric: sample(board, metric) for metric in (HELLO_SECONDS, DNS_SECONDS, CONNECTION_SECONDS)}
     assert [(sum(it.bucket_counts), it.total) for it in told.values()] == [(1.0, 1.0), (2.0, 4.0), (1.0, 1e6)]
+
+
+def test_the_row_has_what_was_counted_once_it_is_settled(board: Scoreboard, meter: Meter) -> None:
+    """The worker itself knows at once how many connections it has."""
+    meter.accepted()
+    meter.accepted()
+    assert (meter.active, series(board, ACTIVE)) == (2.0, {})
+    meter.settle()
+    meter.ended(Reason.DONE, "p", "r")
+    assert (meter.active, series(board, ACTIVE)) == (1.0, {"": 2.0})
+    meter.settle()
+    meter.settle()
+    assert (meter.active, series(board, ACTIVE)) == (1.0, {"": 1.0})
 
 
 def test_all_workers_are_summed(board: Scoreboard) -> None:
@@ -149,6 +171,7 @@ def test_all_workers_are_summed(board: Scoreboard) -> None:
         meter.accepted()
         meter.ended(Reason.RULE, "p", "r")
         meter.connect_seconds.observe(1.0)
+        meter.settle()
     assert series(board, ACCEPTED) == {"": 2.0}
     assert ended(board) == {"denied": {"rule": 2.0}, "failed": {}, "closed": {}}
 
@@ -159,6 +182,7 @@ def test_a_successor_counts_on(board: Scoreboard) -> None:
         meter.accepted()
         meter.ended(Reason.IDLE_TIMEOUT, "p", "r")
         meter.ended(Reason.RULE, "p", "r")
+        meter.settle()
     assert ended(board) == {"denied": {"rule": 2.0}, "failed": {}, "closed": {"idle_timeout": 2.0}}
 
 

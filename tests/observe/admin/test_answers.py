@@ -21,6 +21,7 @@ def test_the_connections_of_each_worker() -> None:
         meter.serving(yes=number == 0)
         for _ in range(number + 1):
             meter.accepted()
+        meter.settle()
     assert connections(board) == {
         "active": 3,
         "workers": [

@@ -14,6 +14,7 @@ def exposition() -> Exposition:
     meter.accepted()
     meter.hello_seconds.observe(0.002)
     meter.ended(Reason.RULE, "p.yaml", 'say "no"')
+    meter.settle()
     return Exposition(board)
 
 

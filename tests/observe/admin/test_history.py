@@ -16,6 +16,7 @@ def test_a_sample_has_the_counts_of_all_workers() -> None:
         meter.opened()
         meter.ended(Reason.RULE, "p", "r")
         meter.ended(Reason.DNS_TIMEOUT, "none", "none")
+        meter.settle()
     history.take()
     assert [counts for _, *counts in history.samples] == [[0, 0, 0, 0], [4, 2, 2, 2]]
 

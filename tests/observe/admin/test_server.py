@@ -91,6 +91,8 @@ def test_counters_are_the_sums_over_all_workers(client: Served, meters: list[Met
         meter.ended(Reason.DONE, "policy.yaml", "us")
         meter.ended(Reason.RULE, "policy.yaml", "no-english")
     meters[0].ended(Reason.DNS_NXDOMAIN, "none", "none")
+    for meter in meters:
+        meter.settle()
     expected = {
         "sniproxy_connections_accepted_total": 6.0,
         "sniproxy_connections_opened_total": 2.0,
@@ -112,6 +114,8 @@ def test_buckets_of_a_histogram_count_everything_up_to_their_bound(client: Serve
     meters[0].hello_seconds.observe(0.0004)
     meters[1].hello_seconds.observe(0.002)
     meters[1].hello_seconds.observe(99.0)
+    for meter in meters:
+        meter.settle()
     told = series(client)
     name = "sniproxy_client_hello_seconds"
     bounds = ("0.0005", "0.001", "0.0025", "10.0", "+Inf")
@@ -145,9 +149,11 @@ def test_what_a_client_asks_for_never_grows_the_exposition(client: Served, meter
     assert after - before == 1
 
 
-def test_a_worker_that_dies_takes_no_count_with_it(client: Served, board: Scoreboard, meters: list[Meter]) -> None:
-    meters[0].accepted()
-    Meter(board.workers[0]).accepted()
+def test_a_worker_that_dies_takes_no_count_with_it(client: Served, board: Scoreboard) -> None:
+    for _ in range(2):
+        meter = Meter(board.workers[0])
+        meter.accepted()
+        meter.settle()
     assert (series(client))["sniproxy_connections_accepted_total"] == 2.0
 
 
