@@ -168,13 +168,13 @@ class JsonLines(LineFormat):
     def _timestamp(self) -> str:
         """RFC 3339 with microseconds, in UTC."""
         now = time.time()
-        return f"{self._clock.text(now)}.{str(int(now % 1 * 1e6)).zfill(6)}Z"
+        return f"{self._clock.text(now)}.{str(1_000_000 + int(now % 1 * 1e6))[1:]}Z"
 
 
 def _seconds(duration: float) -> str:
     """To the millisecond."""
     milliseconds = int(duration * 1000 + 0.5)
-    return f"{milliseconds // 1000}.{str(milliseconds % 1000).zfill(3)}"
+    return f"{milliseconds // 1000}.{str(1000 + milliseconds % 1000)[1:]}"
 
 
 def _quoted(text: str, most: int = 1 << 16) -> str:
