@@ -18,6 +18,7 @@ HOT_PATH = (
     "wire/need_more",
     "names",
     "quick",
+    "memo",
     "record",
     "ledger",
     "intake",

@@ -8,8 +8,9 @@ checks a name: it asks for a `ServerName`.
 import ipaddress
 import re
 from enum import Enum
-from functools import lru_cache
-from typing import NewType
+from typing import Final, NewType
+
+from sniproxy.memo import Memo
 
 ServerName = NewType("ServerName", str)
 
@@ -40,12 +41,12 @@ class InvalidNameError(ValueError):
         self.fault = fault
 
 
-@lru_cache(maxsize=4096)
 def parse_server_name(raw: bytes) -> ServerName:
-    """The server name in `raw`, the host name of an SNI extension or of a config file.
+    """The server name in `raw`, the host name of an SNI extension or of a config file. Raises InvalidNameError."""
+    return _parsed.of(raw)
 
-    Raises InvalidNameError. Cached, because a proxy meets the same names again and again.
-    """
+
+def _parse(raw: bytes) -> ServerName:
     text = raw.decode("latin-1")
     name = text.lower().removesuffix(".") if text.isascii() else text
     if _is_ipv6(name) or _NUMERIC_LABEL.fullmatch(name.rpartition(".")[2]):
@@ -53,6 +54,9 @@ def parse_server_name(raw: bytes) -> ServerName:
     if len(name) > MAX_LENGTH or not _HOSTNAME.fullmatch(name):
         raise InvalidNameError(text, NameFault.INVALID)
     return ServerName(name)
+
+
+_parsed: Final = Memo(_parse, 4096)  # a proxy meets the same names again and again
 
 
 def _is_ipv6(name: str) -> bool:

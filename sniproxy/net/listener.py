@@ -12,12 +12,12 @@ import socket
 import stat
 import struct
 from collections.abc import Callable, Collection
-from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
+from sniproxy.memo import Memo
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket, accept
 from sniproxy.quick import make
@@ -59,10 +59,10 @@ class Trust:
         self._uids = {peer.uid for peer in listener.trusted_peers if isinstance(peer, Uid)}
         networks = tuple(peer for peer in listener.trusted_peers if not isinstance(peer, Uid))
         # Knows the networks and not us: a ring would keep thousands of addresses of each config that was ever in force.
-        self._is_trusted_ip = lru_cache(maxsize=4096)(lambda ip: _within(ip, networks))
+        self._trusted_ips: Memo[str, bool] = Memo(lambda ip: _within(ip, networks), 4096)
 
     def has(self, peer: Peer) -> bool:
-        return peer.uid in self._uids if peer.uid is not None else self._is_trusted_ip(peer.ip)
+        return peer.uid in self._uids if peer.uid is not None else self._trusted_ips.of(peer.ip)
 
 
 def _within(ip: str, networks: Collection[Network]) -> bool:

@@ -9,13 +9,13 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import orjson
 
 from sniproxy.config.model import Gateway
 from sniproxy.identity.spiffe import Identity
+from sniproxy.memo import Memo
 from sniproxy.outcome import DENY, OPEN, SNI_CHANGED, Event
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
@@ -40,10 +40,10 @@ class _Bounds(NamedTuple):
     verdict: int
 
 
-_WHOLE: Final = _Bounds(*[1 << 16] * 7)
+_WIDE: Final = _Bounds(*[1 << 16] * 7)
 # A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
 # one, and together with the rest within PIPE_BUF.
-_TIGHT: Final = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
+_NARROW: Final = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +133,23 @@ class JsonLines(LineFormat):
             line = self._render(record, event, now, time_text, _TIGHT)
         return line
 
-    def _render(self, record: Record, event: Event, now: float, time_text: str, most: _Bounds) -> bytes:
+    def _render(self, record: Record, event: Event, now: float, time_text: str, parts: "_Parts") -> bytes:
         if event is OPEN:
             duration, reason = "0", ""
         else:
             duration, reason = _seconds(now - record.began), record.reason.word
-        detail = _quoted(record.detail[:_MAX_DETAIL], most.detail) if record.detail else '""'
-        verdicts = _verdict_fields(record.dry_run, record.audit, most.verdict) if _has_more(record) else ""
+        detail = _quoted(record.detail[:_MAX_DETAIL], parts.most.detail) if record.detail else '""'
+        verdicts = parts.verdicts.of((record.dry_run, record.audit)) if _has_more(record) else ""
         return (
             f"{self._heads[level_of(record, event)]}{time_text}{self._events[event]}{record.number}"
-            f'","requestedServerName":{_quoted_again(record.server_name or _UNKNOWN, most.name)},'
-            f"{_caller_fields(record.identity, most.namespace)},"
+            f'","requestedServerName":{parts.names.of(record.server_name or _UNKNOWN)},'
+            f"{parts.callers.of(record.identity)},"
             f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
             f'"destinationPort":{record.destination_port},"destinationApp":"","protocol":"tcp",'
             f'"receivedBytes":{record.received},"sentBytes":{record.sent},"connectionDuration":"{duration}s",'
-            f'"decision":"{decision_of(record, event)}",{_ground_fields(record.ground, most.policy, most.rule)},'
+            f'"decision":"{decision_of(record, event)}",{parts.grounds.of(record.ground)},'
             f'"reason":"{reason}","responseCodeDetails":{detail},'
-            f"{_offer_fields(record.tls_version, record.alpn, most.alpn)}{verdicts}}}\n"
+            f"{parts.offers.of((record.tls_version, record.alpn))}{verdicts}}}\n"
         ).encode()
 
     def worker_lost(self, worker: int, connections: int) -> bytes:
@@ -193,16 +193,11 @@ def _cut(text: str, most: int) -> str:
     return text
 
 
-_quoted_again: Final = lru_cache(maxsize=2048)(_quoted)
-
-
-@lru_cache(maxsize=2048)
 def _caller_fields(identity: Identity, most: int) -> str:
     namespace = _quoted(identity.namespace_label, most)
     return f'"sourcePrincipal":{_quoted(str(identity))},"sourceNamespace":{namespace}'
 
 
-@lru_cache(maxsize=2048)
 def _ground_fields(ground: Ground, most_policy: int, most_rule: int) -> str:
     return f'"policy":{_quoted(ground.policy, most_policy)},"rule":{_quoted(ground.rule, most_rule)}'
 
@@ -212,7 +207,6 @@ def _has_more(record: Record) -> bool:
     return record.dry_run is not None or record.audit is not None
 
 
-@lru_cache(maxsize=2048)
 def _verdict_fields(dry_run: DryRun | None, audit: Ground | None, most: int) -> str:
     """What monitor mode would have changed, and which audit rule holds: only where there is such a thing."""
     fields = ""
@@ -229,7 +223,24 @@ def _verdict_fields(dry_run: DryRun | None, audit: Ground | None, most: int) -> 
     return fields
 
 
-@lru_cache(maxsize=512)
 def _offer_fields(tls_version: str, alpn: tuple[str, ...], most: int) -> str:
     offer = ",".join(alpn)[:_MAX_ALPN]
     return f'"tlsVersion":"{tls_version or _UNKNOWN}","alpn":{_quoted(offer, most)}'
+
+
+class _Parts:
+    """The parts of lines that recur, within bounds; each is put together once."""
+
+    def __init__(self, most: _Bounds) -> None:
+        self.most = most
+        self.names: Memo[str, str] = Memo(lambda name: _quoted(name, most.name), 2048)
+        self.callers: Memo[Identity, str] = Memo(lambda identity: _caller_fields(identity, most.namespace), 2048)
+        self.grounds: Memo[Ground, str] = Memo(lambda ground: _ground_fields(ground, most.policy, most.rule), 2048)
+        self.verdicts: Memo[tuple[DryRun | None, Ground | None], str] = Memo(
+            lambda both: _verdict_fields(*both, most.verdict), 2048
+        )
+        self.offers: Memo[tuple[str, tuple[str, ...]], str] = Memo(lambda offer: _offer_fields(*offer, most.alpn), 512)
+
+
+_WHOLE: Final = _Parts(_WIDE)
+_TIGHT: Final = _Parts(_NARROW)

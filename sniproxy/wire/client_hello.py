@@ -19,9 +19,9 @@ knows no socket, clock, log or configuration.
 
 import struct
 from enum import Enum
-from functools import lru_cache
 from typing import Final, NamedTuple, NoReturn
 
+from sniproxy.memo import Memo
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
 from sniproxy.quick import make
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
@@ -133,13 +133,15 @@ class ClientHello(NamedTuple):
     @property
     def tls_version(self) -> str:
         """The highest version offered: "TLSv1.3"; "0x0305" for one without a name, "0x0000" for GREASE alone."""
-        return _highest_version(self.supported_versions)
+        return _highest_versions.of(self.supported_versions)
 
 
-@lru_cache(maxsize=256)  # as for _versions
 def _highest_version(versions: tuple[int, ...]) -> str:
     highest = max(versions, default=0)
     return _VERSION_NAMES.get(highest) or f"0x{highest:04x}"
+
+
+_highest_versions: Final = Memo(_highest_version, 256)  # as for _offered_versions
 
 
 # ---- The message ----
@@ -171,7 +173,7 @@ def _parse_message(message: bytes) -> ClientHello:
         (
             _server_name(_body(message, server_name)) if server_name else NoServerName.NO_EXTENSION,
             legacy_version,
-            _versions(_body(message, versions)) if versions else (legacy_version,),
+            _offered_versions.of(_body(message, versions)) if versions else (legacy_version,),
             _alpn(_body(message, alpn)) if alpn else (),
             ech > 0,
         ),
@@ -265,7 +267,6 @@ def _not_one_name(names: bytes, first_length: int) -> HelloError:
     return _malformed("the server name does not fill its list")
 
 
-@lru_cache(maxsize=256)  # clients send a handful of offers; the length byte bounds a key
 def _versions(body: bytes) -> tuple[int, ...]:
     """The versions in a supported_versions extension (RFC 8446 section 4.2.1), without GREASE."""
     length = body[0]
@@ -273,6 +274,9 @@ def _versions(body: bytes) -> tuple[int, ...]:
         raise _malformed("the supported_versions extension is not a list of versions")
     versions = struct.unpack_from(f"!{length // 2}H", body, 1)
     return tuple(version for version in versions if not _is_grease(version))
+
+
+_offered_versions: Final = Memo(_versions, 256)  # clients send a handful of offers; the length byte bounds a key
 
 
 def _is_grease(value: int) -> bool:
@@ -284,12 +288,7 @@ _ALPN_REPORTED: Final = 256  # bytes of the extension: what is kept of an offer 
 
 
 def _alpn(body: bytes) -> tuple[str, ...]:
-    return _common_alpn(body) if len(body) <= 64 else _parse_alpn(body)
-
-
-@lru_cache(maxsize=256)  # of short offers only, so that a client cannot make the cache large
-def _common_alpn(body: bytes) -> tuple[str, ...]:
-    return _parse_alpn(body)
+    return _common_alpn.of(body) if len(body) <= 64 else _parse_alpn(body)
 
 
 def _parse_alpn(body: bytes) -> tuple[str, ...]:
@@ -306,6 +305,9 @@ def _parse_alpn(body: bytes) -> tuple[str, ...]:
         if at <= _ALPN_REPORTED and not _is_grease_protocol(body[start:at]):
             protocols.append(_printable(body[start:at]))
     return tuple(protocols)
+
+
+_common_alpn: Final = Memo(_parse_alpn, 256)  # of short offers only, so that a client cannot make it large
 
 
 def _is_grease_protocol(name: bytes) -> bool:

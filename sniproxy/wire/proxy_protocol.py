@@ -16,11 +16,11 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import takewhile
 from typing import Final, NamedTuple
 
+from sniproxy.memo import Memo
 from sniproxy.quick import make
 from sniproxy.wire.crc32c import crc32c
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
@@ -184,8 +184,8 @@ def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int
         return NoAddress.UNIX, NoAddress.UNIX, end
     middle = _V2_ADDRESSES_AT + size
     return (
-        make(SocketAddress, (_address_text(header[_V2_ADDRESSES_AT:middle]), u16(header, end - 4))),
-        make(SocketAddress, (_address_text(header[middle : end - 4]), u16(header, end - 2))),
+        make(SocketAddress, (_addresses.of(header[_V2_ADDRESSES_AT:middle]), u16(header, end - 4))),
+        make(SocketAddress, (_addresses.of(header[middle : end - 4]), u16(header, end - 2))),
         end,
     )
 
@@ -196,14 +196,16 @@ def _unknown_family(family: int) -> ProxyHeaderError:
     return ProxyHeaderError(f"unknown PROXY address family and protocol 0x{family:02x}")
 
 
-@lru_cache(maxsize=4096)  # the same workloads connect again and again
 def _address_text(packed: bytes) -> str:
     return str(ip_address(packed))
 
 
+_addresses: Final = Memo(_address_text, 4096)  # the same workloads connect again and again
+
+
 def _read_tlvs(header: bytes, start: int) -> tuple[Tlv, ...]:
     block = header[start:]
-    all_of_them = _common_tlvs(block) if len(block) <= _COMMON_BLOCK else _split_tlvs(block)
+    all_of_them = _common_tlvs.of(block) if len(block) <= _COMMON_BLOCK else _split_tlvs(block)
     if any(kind in _SERVED_HERE for kind, _ in all_of_them):
         return _serve_tlvs(header, start, all_of_them)
     return all_of_them
@@ -234,7 +236,7 @@ def _split_tlvs(block: bytes) -> tuple[Tlv, ...]:
 
 # A workload sends the same identity with each of its connections. The bound is on what the cache can come to hold.
 _COMMON_BLOCK: Final = 512
-_common_tlvs = lru_cache(maxsize=2048)(_split_tlvs)
+_common_tlvs: Final = Memo(_split_tlvs, 2048)
 
 
 def _verify_checksum(header: bytes, tlvs_at: int, tlvs: tuple[Tlv, ...]) -> None:
