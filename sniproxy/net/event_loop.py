@@ -21,13 +21,13 @@ _Arguments = TypeVarTuple("_Arguments")
 class EventLoop(asyncio.SelectorEventLoop):
     """An asyncio event loop that serves what is watched in its `rounds`."""
 
+    # The same clock, without a call in Python each time that a timer is set.
+    time = staticmethod(monotonic)
+
     def __init__(self) -> None:
         selector = _Selector(self._tell)
         self.rounds = selector.rounds
         super().__init__(selector)
-
-    # The same clock, without a call in Python each time that a timer is set.
-    time = staticmethod(monotonic)
 
     def _tell(self, fault: Exception) -> None:
         self.call_exception_handler({"message": "serving a connection failed", "exception": fault})

@@ -44,8 +44,8 @@ _SHUT_WR: Final = int(socket.SHUT_WR)
 # An end, and whether it is an orderly one: a reset drops what we would hold back for it, and a read stops short at an
 # urgent mark (tcp(7)), so that with one it does not show how much there is.
 _ENDING: Final = EPOLLRDHUP | EPOLLERR | EPOLLPRI
-_ORDERLY: Final = int(EPOLLRDHUP)
-_ERROR: Final = int(EPOLLERR)
+_ORDERLY: Final = EPOLLRDHUP
+_ERROR: Final = EPOLLERR
 # Moves in one turn, before the other connections get theirs.
 _BUDGET: Final = 16
 

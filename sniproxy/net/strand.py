@@ -6,8 +6,8 @@ strand begins at once, with the hello in hand, and ends in a call.
 
 Strands also take turns. Between two system calls a story runs a few hundred lines of Python once, and the kernel's work
 in between has emptied the CPU's nearest caches of them. So a story says `await turn()` where a phase begins, and those
-that got there in one round go through the phase together, all but the first with warm caches: a
-seventh less CPU a short connection under load, for next to nothing when there is none.
+that got there in one round go through the phase together, all but the first with warm caches: a seventh less CPU a
+short connection under load, for next to nothing when there is none.
 
 A strand may await any asyncio future, and coroutines that do (asyncio.sleep, asyncio.shield). There is no current task
 in it, so asyncio.timeout and asyncio.wait_for have no place there: deadlines are the timer wheel's.
@@ -83,7 +83,7 @@ Awaited = asyncio.Future[object] | Pending[object] | None
 
 # Instead of a StopIteration, which costs more than all the rest of a turn.
 _OVER: Final[Pending[object]] = Pending()
-_next: Final = next
+_next: Final = next  # compiled, the builtin would be looked up by its name each time
 
 
 class Turns:

@@ -40,12 +40,6 @@ class _Bounds(NamedTuple):
     verdict: int
 
 
-_WIDE: Final = _Bounds(*[1 << 16] * 7)
-# A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
-# one, and together with the rest within PIPE_BUF.
-_NARROW: Final = _Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24)
-
-
 @dataclass(frozen=True, slots=True)
 class LogIdentity:
     """What every line says of this proxy: Mixer's instance, and the gateway as the source."""
@@ -168,13 +162,18 @@ class JsonLines(LineFormat):
     def _timestamp(self) -> str:
         """RFC 3339 with microseconds, in UTC."""
         now = time.time()
-        return f"{self._clock.text(now)}.{str(1_000_000 + int(now % 1 * 1e6))[1:]}Z"
+        return f"{self._clock.text(now)}.{_digits(int(now % 1 * 1e6), 1_000_000)}Z"
 
 
 def _seconds(duration: float) -> str:
     """To the millisecond."""
     milliseconds = int(duration * 1000 + 0.5)
-    return f"{milliseconds // 1000}.{str(1000 + milliseconds % 1000)[1:]}"
+    return f"{milliseconds // 1000}.{_digits(milliseconds % 1000, 1000)}"
+
+
+def _digits(part: int, whole: int) -> str:
+    """`part` of `whole`, a power of ten, with the zeros in front that it has behind a decimal point."""
+    return str(whole + part)[1:]
 
 
 def _quoted(text: str, most: int = 1 << 16) -> str:
@@ -242,5 +241,7 @@ class _Parts:
         self.offers: Memo[tuple[str, tuple[str, ...]], str] = Memo(lambda offer: _offer_fields(*offer, most.alpn), 512)
 
 
-_WHOLE: Final = _Parts(_WIDE)
-_TIGHT: Final = _Parts(_NARROW)
+_WHOLE: Final = _Parts(_Bounds(*[1 << 16] * 7))
+# A line longer than PIPE_BUF could be torn. Where one comes, its texts are cut to these: enough for every name that is
+# one, and together with the rest within PIPE_BUF.
+_TIGHT: Final = _Parts(_Bounds(name=300, namespace=63, policy=96, rule=96, detail=96, alpn=64, verdict=24))

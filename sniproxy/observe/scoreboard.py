@@ -1,8 +1,8 @@
 """The scoreboard: numbers that workers write and the admin process reads, in memory that all of them share.
 
-Each worker has a row of slots that it alone writes, so that counting takes no lock and costs an addition; whoever
-reads adds the rows up. The memory is the supervisor's, so that a worker which dies takes no count with it and its
-successor goes on where it ended: counters never go back.
+Each worker has a row of slots that it alone writes, so that counting takes no lock; whoever reads adds the rows up.
+The memory is the supervisor's, so that a worker which dies takes no count with it but those of the round in which it
+died, and its successor goes on where it ended: counters never go back.
 
 Slots are 8-byte floats: exact for whole numbers up to 2**53, and written at once on the machines that run this.
 """

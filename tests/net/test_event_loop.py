@@ -4,11 +4,19 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
 from sniproxy.net.event_loop import EventLoop
-from tests.net.loopback import its_rounds, open_descriptors, tcp_pair, turns, until
+from sniproxy.net.readiness import Readiness
+from tests.net.loopback import open_descriptors, tcp_pair, turns, until, watching
+
+
+@pytest.fixture
+async def readiness() -> AsyncIterator[Readiness]:
+    with watching() as (readiness, _):
+        yield readiness
 
 
 def test_it_gives_back_both_descriptors_of_its_epoll() -> None:
@@ -18,7 +26,7 @@ def test_it_gives_back_both_descriptors_of_its_epoll() -> None:
 
 
 async def test_readers_and_writers_are_told_as_by_asyncios_own() -> None:
-    """Of bytes, of room, and of an end, to whichever of them waits."""
+    """Of bytes, of room, and of an end."""
     loop = asyncio.get_running_loop()
     with tcp_pair() as (ours, theirs):
         told: list[str] = []
@@ -30,6 +38,13 @@ async def test_readers_and_writers_are_told_as_by_asyncios_own() -> None:
         assert set(told) == {"writable"}
         theirs.send(b"x")
         await until(lambda: told[-1] == "readable", "something to read")
+        loop.remove_reader(ours)
+        ours.recv(1)
+        loop.add_reader(ours, told.append, "over")
+        await turns()
+        assert told[-1] == "readable"
+        theirs.close()
+        await until(lambda: told[-1] == "over", "the end")
         loop.remove_reader(ours)
 
 
@@ -43,21 +58,19 @@ async def test_a_writer_hears_of_a_connection_that_failed() -> None:
             await asyncio.get_running_loop().sock_connect(sock, address)
 
 
-async def test_what_a_handler_asks_for_is_done_though_nothing_else_happens() -> None:
+async def test_what_a_handler_asks_for_is_done_though_nothing_else_happens(readiness: Readiness) -> None:
     """A call, a timer, and a future that somebody waits for: asyncio has its turn at once."""
-    loop, rounds = asyncio.get_running_loop(), its_rounds()
+    loop = asyncio.get_running_loop()
     called, waited, woken = asyncio.Event(), asyncio.Event(), loop.create_future()
 
     def handler(_events: int) -> None:
-        rounds.handlers.pop(fd)
-        rounds.epoll.unregister(fd)
+        readiness.ignore(fd)
         loop.call_soon(called.set)
         loop.call_later(0.01, waited.set)
         woken.set_result("woken")
 
     fd = os.eventfd(1, os.EFD_NONBLOCK)
-    rounds.handlers[fd] = handler
-    rounds.epoll.register(fd)
+    readiness.listen(fd, handler)
     await called.wait()
     await waited.wait()
     assert await woken == "woken"
@@ -74,19 +87,17 @@ async def test_other_threads_and_signals_come_through() -> None:
     loop.remove_signal_handler(signal.SIGUSR1)
 
 
-async def test_a_fault_in_a_handler_is_told_as_asyncio_tells_of_one() -> None:
-    rounds, told = its_rounds(), []
+async def test_a_fault_in_a_handler_is_told_as_asyncio_tells_of_one(readiness: Readiness) -> None:
+    told = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["exception"]))
     fault = ValueError("a fault")
 
     def handler(_events: int) -> None:
-        rounds.handlers.pop(fd)
-        rounds.epoll.unregister(fd)
+        readiness.ignore(fd)
         raise fault
 
     fd = os.eventfd(1, os.EFD_NONBLOCK)
-    rounds.handlers[fd] = handler
-    rounds.epoll.register(fd)
+    readiness.listen(fd, handler)
     await until(lambda: bool(told), "the fault")
     assert told == [fault]
     os.close(fd)

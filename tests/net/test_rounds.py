@@ -15,15 +15,15 @@ from sniproxy.net.strand import Strand, turn
 
 @dataclass
 class Bench:
-    """Rounds over an epoll of their own, the faults they told of, and descriptors that are readable at will."""
+    """Rounds over an epoll of their own, the faults they told of, and descriptors with something to read."""
 
     rounds: Rounds
     faults: list[Exception] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
 
-    def signal(self, *, readable: bool = True) -> int:
-        """A descriptor in the epoll, told of as long as it is readable."""
-        fd = os.eventfd(int(readable), os.EFD_NONBLOCK)
+    def signal(self) -> int:
+        """A descriptor in the epoll that is readable, and told of in each round."""
+        fd = os.eventfd(1, os.EFD_NONBLOCK)
         self.signals.append(fd)
         self.rounds.epoll.register(fd, EPOLLIN)
         return fd

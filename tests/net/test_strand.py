@@ -12,7 +12,7 @@ from tests.net.loopback import Token, its_rounds, no_collection
 
 
 def strand_of(coroutine: Coroutine[Any, None, None], on_end: Callable[[Strand], None]) -> Strand:
-    """A strand with turns of its own."""
+    """A strand that has its turns in the running loop."""
     return Strand(coroutine, its_rounds().turns, on_end)
 
 
