@@ -17,8 +17,9 @@ from setuptools import setup
 HOT_PATH = (
     "wire/need_more",
     "names",
-    "quick",
+    "value",
     "memo",
+    "usual",
     "record",
     "ledger",
     "intake",

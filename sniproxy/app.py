@@ -140,11 +140,11 @@ class _Worker:
             heed_no_more()
 
     def _acceptor(self, number: int, sock: socket.socket) -> Acceptor:
-        proxy, turns = self._proxy, self._loop.rounds.turns
+        proxy, turns, on_end = self._proxy, self._loop.rounds.turns, self._ended
 
         def serve(downstream: Socket, peer: Peer) -> None:
             story = proxy.serve(downstream, peer, self._doors[number], has_room=self._has_room())
-            connection = Strand(story, turns, self._ended)
+            connection = Strand(story, turns, on_end)
             self._connections.add(connection)
             connection.run()
 

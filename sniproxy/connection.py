@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from time import monotonic
+from typing import Final
 
 import structlog
 
@@ -32,8 +33,7 @@ from sniproxy.net.strand import Pending, turn
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
 from sniproxy.policy.engine import Engine
-from sniproxy.policy.model import Denied, EchPolicy, Permit, Request
-from sniproxy.quick import make
+from sniproxy.policy.model import Decision, Denied, EchPolicy, Permit
 from sniproxy.record import Record
 from sniproxy.wire.alert import Alert
 from sniproxy.wire.client_hello import ClientHello, HelloError
@@ -58,13 +58,20 @@ _NAMELESS = {Reason.NO_SNI, Reason.SNI_IS_IP, Reason.INVALID_SNI, Reason.DNS_NXD
 _DROPPED_TOLD = 3
 
 
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a connection is judged by: frozen, and replaced as a whole."""
+    """What a connection is judged by, and what the config has for it at hand. Replaced as a whole; times in seconds."""
 
-    config: Config
-    engine: Engine
-    guard: Guard
+    def __init__(self, config: Config, engine: Engine, guard: Guard) -> None:
+        upstream, timeouts = config.upstream, config.timeouts
+        self.engine: Final = engine
+        self.guard: Final = guard
+        self.hosts: Final = upstream.hosts
+        self.port: Final = upstream.port
+        self.connect_timeout: Final = upstream.connect_timeout
+        self.hello_timeout: Final = timeouts.client_hello
+        self.idle_timeout: Final = timeouts.idle
+        self.hello_bytes: Final = config.limits.client_hello_bytes
+        self.rejudges: Final = config.policy.rejudge
 
 
 @dataclass(slots=True)
@@ -111,8 +118,7 @@ class Proxy:
     async def _connect(self, connection: Connection, peer: Peer, door: Door) -> Connected:
         """From the first byte to a connected upstream. Raises ConnectionEndedError where a phase is the last."""
         snapshot, record = self.snapshot, connection.record
-        config = snapshot.config
-        intake = Intake(connection.downstream, peer, self.readiness, self.undecided, config.timeouts.client_hello)
+        intake = Intake(connection.downstream, peer, self.readiness, self.undecided, snapshot.hello_timeout)
         try:
             intake.begin()
             await turn()
@@ -124,7 +130,7 @@ class Proxy:
             connection.outer_name = _text(caller.outer_name)
 
             # What do they ask for?
-            while (hello := intake.client_hello(config.limits.client_hello_bytes)) is NEED_MORE:
+            while (hello := intake.client_hello(snapshot.hello_bytes)) is NEED_MORE:
                 await intake.more()
             self.ledger.hello_read(record)
             server_name = _note_hello(record, hello)
@@ -134,7 +140,7 @@ class Proxy:
             intake.release()
 
             # Where is it?
-            addresses = self._at_hand(server_name, config) or await self._resolve(server_name)
+            addresses = self._at_hand(server_name, snapshot) or await self._resolve(server_name)
             connection.is_static = not isinstance(addresses, Answer)
             vetted = _vet(addresses, permit, snapshot)
             if not vetted.endpoints and isinstance(addresses, Answer):
@@ -143,7 +149,7 @@ class Proxy:
             endpoints = _note_dropped(record, vetted)
             await turn()
             connecting = monotonic()
-            upstream = await dial(permit, endpoints, config.upstream.connect_timeout, self.readiness)
+            upstream = await dial(permit, endpoints, snapshot.connect_timeout, self.readiness)
             connection.upstream = upstream.socket
             record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port
             if snapshot is not self.snapshot:
@@ -158,7 +164,7 @@ class Proxy:
     def _judge(self, connection: Connection, snapshot: Snapshot) -> Permit:
         """Leave to connect, and what was decided in the record. Raises ConnectionEndedError."""
         record = connection.record
-        decision = snapshot.engine.decide(_request(connection, snapshot))
+        decision = _decision(connection, snapshot)
         record.ground, record.dry_run, record.audit = decision.ground, decision.dry_run, decision.audit
         if isinstance(decision, Denied):
             raise ConnectionEndedError(decision.reason, decision.detail)
@@ -175,7 +181,7 @@ class Proxy:
     def adopt(self, snapshot: Snapshot) -> None:
         """Judge by `snapshot` from now on, and what is live once more where the policy says so."""
         self.snapshot = snapshot
-        if snapshot.config.policy.rejudge:
+        if snapshot.rejudges:
             self.live.rejudge(self._refusal)
 
     def _judge_again(self, connection: Connection) -> None:
@@ -188,7 +194,7 @@ class Proxy:
     def _refusal(self, connection: Connection) -> Denied | None:
         """How a connection that is under way would be refused by the snapshot in force, if it would be."""
         snapshot, record = self.snapshot, connection.record
-        decision = snapshot.engine.decide(_request(connection, snapshot))
+        decision = _decision(connection, snapshot)
         if isinstance(decision, Denied):
             return decision
         if connection.is_static:
@@ -199,9 +205,9 @@ class Proxy:
             return None
         return Denied(Reason.DESTINATION_FORBIDDEN, decision.ground, "; ".join(vetted.refusals))
 
-    def _at_hand(self, name: ServerName, config: Config) -> Addresses | None:
+    def _at_hand(self, name: ServerName, snapshot: Snapshot) -> Addresses | None:
         """The addresses that the config or the cache has for `name`."""
-        static = config.upstream.hosts.get(name)
+        static = snapshot.hosts.get(name)
         if static is not None:
             return static
         try:
@@ -217,14 +223,19 @@ class Proxy:
 
     def _relay(self, connection: Connection, upstream: Connected) -> Pending[Reason]:
         """Let the bytes flow: to the reason for which they end."""
-        meter, config = self.ledger.meter, self.snapshot.config
-        idle = config.timeouts.idle
+        meter, snapshot = self.ledger.meter, self.snapshot
         relay = Relay(
-            connection.downstream, upstream.socket, self.readiness, self.pipes, idle, meter.received, meter.sent
+            connection.downstream,
+            upstream.socket,
+            self.readiness,
+            self.pipes,
+            snapshot.idle_timeout,
+            meter.received,
+            meter.sent,
         )
         connection.relay = relay
         self.live.add(connection)
-        watch = HelloWatch(ServerName(connection.record.server_name), config.limits.client_hello_bytes)
+        watch = HelloWatch(ServerName(connection.record.server_name), snapshot.hello_bytes)
         return relay.start(connection.take_head(), upstream.events, watch)
 
     def _finish(self, connection: Connection) -> None:
@@ -263,7 +274,7 @@ def _unresolved(error: ResolutionError) -> ConnectionEndedError:
 def _vet(addresses: Addresses, permit: Permit, snapshot: Snapshot) -> Vetted:
     """What may be dialled for this permit."""
     if isinstance(addresses, Answer):
-        return snapshot.guard.vet(addresses.addresses, snapshot.config.upstream.port, permit.allow_networks)
+        return snapshot.guard.vet(addresses.addresses, snapshot.port, permit.allow_networks)
     return snapshot.guard.vet_static((address.host, address.port) for address in addresses)
 
 
@@ -295,11 +306,12 @@ def _note_hello(record: Record, hello: ClientHello) -> ServerName:
     return server_name
 
 
-def _request(connection: Connection, snapshot: Snapshot) -> Request:
+def _decision(connection: Connection, snapshot: Snapshot) -> Decision:
     record = connection.record
     name = ServerName(record.server_name)
-    port = snapshot.config.upstream.port
-    return make(Request, (name, record.identity, record.source_ip, record.ech, connection.outer_name, port))
+    return snapshot.engine.decision(
+        name, record.identity, record.source_ip, record.ech, connection.outer_name, snapshot.port
+    )
 
 
 def _text(outer_name: bytes | NotSent) -> str:

@@ -8,7 +8,7 @@ never counted; one that has to wait takes an undecided slot of its source, and g
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv6Address
-from typing import Final, NamedTuple
+from typing import Final
 
 from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
@@ -17,7 +17,7 @@ from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
-from sniproxy.quick import make
+from sniproxy.value import Value
 from sniproxy.wire.client_hello import (
     ClientHello,
     ClientHelloReader,
@@ -28,9 +28,9 @@ from sniproxy.wire.client_hello import (
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.proxy_protocol import (
     NOT_SENT,
+    NoAddress,
     NotSent,
     ProxyHeaderError,
-    SocketAddress,
     read_proxy_header,
 )
 
@@ -72,12 +72,18 @@ class Door:
     static: Identity
 
 
-class Caller(NamedTuple):
+class Caller(Value):
     """Who is calling. `outer_name` is the SNI of the TLS connection that brought this one, if that is known."""
 
-    identity: Identity
-    source_ip: str
-    outer_name: bytes | NotSent
+    __slots__ = ("identity", "outer_name", "source_ip")
+
+    def __init__(self, identity: Identity, source_ip: str, outer_name: bytes | NotSent) -> None:
+        self.identity: Final = identity
+        self.source_ip: Final = source_ip
+        self.outer_name: Final = outer_name
+
+    def fields(self) -> tuple[object, ...]:
+        return self.identity, self.source_ip, self.outer_name
 
 
 class Intake:
@@ -141,7 +147,7 @@ class Intake:
         peer = self._peer
         if door.header is HeaderMode.NONE:
             self._behind_header = True
-            return make(Caller, (door.static, peer.ip, NOT_SENT))
+            return Caller(door.static, peer.ip, NOT_SENT)
         if not door.trust.has(peer):
             raise ConnectionEndedError(
                 Reason.UNTRUSTED_PEER, f"{peer.source} is not among the listener's trusted_peers"
@@ -158,9 +164,9 @@ class Intake:
             established = establish(header, door.tlvs, door.static)
         except IdentityError as error:
             raise ConnectionEndedError(Reason.BAD_PROXY_HEADER, str(error)) from None
-        source_ip = _plain_ip(header.source.ip) if isinstance(header.source, SocketAddress) else peer.ip
+        source_ip = peer.ip if isinstance(header.source, NoAddress) else _plain_ip(header.source)
         self._count_by(source_ip or peer.source)
-        return make(Caller, (established.principal, source_ip, established.requested_server_name))
+        return Caller(established.principal, source_ip, established.requested_server_name)
 
     def client_hello(self, limit: int) -> ClientHello | NeedMore:
         """The ClientHello, of at most `limit` bytes. Raises ConnectionEndedError."""

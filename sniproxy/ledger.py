@@ -5,8 +5,9 @@ from time import monotonic
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import Meter
 from sniproxy.observe.recent import Recent
-from sniproxy.outcome import OPEN, Reason
+from sniproxy.outcome import Reason
 from sniproxy.record import Record
+from sniproxy.usual import OPEN
 
 
 class Ledger:

@@ -5,7 +5,6 @@ has: `deny` (we refused it), `fail` (it could not be served) or `close` (it was 
 """
 
 from enum import Enum, StrEnum
-from typing import Final
 
 
 class Event(StrEnum):
@@ -68,17 +67,6 @@ class Reason(Enum):
 
     # Enum's own is a function in Python, and every connection looks its reason up in a few tables.
     __hash__ = object.__hash__
-
-
-# What nearly every connection asks for. An enum looks its members up in a function in Python, which adds up.
-OPEN: Final = Event.OPEN
-CLOSE: Final = Event.CLOSE
-DENY: Final = Event.DENY
-DONE: Final = Reason.DONE
-INTERNAL: Final = Reason.INTERNAL
-CLIENT_RESET: Final = Reason.CLIENT_RESET
-UPSTREAM_RESET: Final = Reason.UPSTREAM_RESET
-SNI_CHANGED: Final = Reason.SNI_CHANGED
 
 
 class ConnectionEndedError(Exception):

@@ -1,8 +1,9 @@
 """What is known of one connection: filled in as its story learns it, told once at the end."""
 
 from sniproxy.identity.spiffe import UNKNOWN, Identity
-from sniproxy.outcome import INTERNAL, Reason
+from sniproxy.outcome import Reason
 from sniproxy.policy.model import NO_GROUND, DryRun, Ground
+from sniproxy.usual import INTERNAL
 
 
 class Record:

@@ -62,8 +62,8 @@ from tests.wire.build import ENCRYPTED_CLIENT_HELLO, build_client_hello
 GOOD = "en.wikipedia.org"
 SLEEP = sleep_principal("sleep-us")
 HELLO = hello_for(GOOD)
-CLIENT = Peer("192.0.2.7", 1234, None)
-STRANGER = Peer("198.51.100.9", 1234, None)
+CLIENT = Peer("192.0.2.7")
+STRANGER = Peer("198.51.100.9")
 
 ALLOWING = Ground("wikipedia", "some", "policy.yaml", 3)
 DENYING = Ground("wikipedia", "none", "policy.yaml", 7)
@@ -145,6 +145,7 @@ class Story:
 class World:
     """A proxy, and all that it has to do with."""
 
+    config: Config
     proxy: Proxy
     clock: HandClock
     board: Scoreboard
@@ -223,7 +224,7 @@ def world(limit: int = 100) -> Iterator[World]:
             table.limiter(0),
             LiveConnections(asyncio.get_running_loop()),
         )
-        yield World(proxy, clock, board, lines, names, origin)
+        yield World(config, proxy, clock, board, lines, names, origin)
         pipes.close()
         table.close()
     assert before == open_descriptors()
@@ -334,7 +335,7 @@ async def test_a_hello_that_may_hide_its_name_is_served_and_noted(its: World) ->
 
 def changed(its: World, *rules: Rule, rejudge: bool = True, networks: str = "127.0.0.0/8") -> Snapshot:
     """A snapshot with other rules, and other exceptions for the destination guard."""
-    config = replace(its.proxy.snapshot.config, policy=Policy(rejudge=rejudge))
+    config = replace(its.config, policy=Policy(rejudge=rejudge))
     return Snapshot(config, Engine.of(Rulebook(rules)), Guard(allow_networks=[ip_network(networks)]))
 
 
@@ -429,7 +430,7 @@ async def test_a_destination_that_is_forbidden_now_is_closed(its: World) -> None
 
 async def test_a_static_destination_is_forbidden_by_no_network(its: World) -> None:
     """It was not when it was dialled, and is not when it is judged again."""
-    config = its.proxy.snapshot.config
+    config = its.config
     hosts = {ServerName(GOOD): (TcpAddress("127.0.0.1", its.origin.getsockname()[1]),)}
     static = replace(config, upstream=replace(config.upstream, hosts=hosts))
     its.proxy.adopt(Snapshot(static, its.proxy.snapshot.engine, its.proxy.snapshot.guard))

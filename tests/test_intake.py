@@ -33,7 +33,7 @@ HELLO = hello_for(NAME)
 SLEEP = sleep_principal("sleep-us")
 HEADER = proxy_header(SLEEP)  # of a client at 10.1.2.3
 
-GATEWAY = Peer("192.0.2.7", 1234, None)
+GATEWAY = Peer("192.0.2.7")
 LIMIT = 64 * 1024
 SECONDS = 10.0
 
@@ -223,7 +223,7 @@ class TestWhoIsCalling:
         assert Caller(sleep, GATEWAY.ip, NOT_SENT) == await desk.caller(door(static=sleep))
 
     async def test_a_header_of_a_stranger_is_not_even_read(self, watched: Watched) -> None:
-        with desk_on(tcp_pair(), watched, Peer("198.51.100.9", 1, None)) as desk:
+        with desk_on(tcp_pair(), watched, Peer("198.51.100.9")) as desk:
             desk.client.sendall(HEADER + HELLO)
             ended = await desk.failure(BEHIND_ENVOY)
             assert (Reason.UNTRUSTED_PEER, "198.51.100.9 is not among the listener's trusted_peers") == (
@@ -360,7 +360,7 @@ class TestSlots:
         assert [GATEWAY.ip, "10.1.2.3"] == desk.slots.entered
 
     async def test_on_a_unix_socket_it_is_the_users(self, watched: Watched) -> None:
-        with desk_on(unix_pair(), watched, Peer("", 0, 1337)) as desk:
+        with desk_on(unix_pair(), watched, Peer("", 1337)) as desk:
             taking = desk.taking(PLAIN)
             await turns()
             assert +desk.slots.held == Counter({"uid:1337": 1})

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from sniproxy.identity.certificate import CertificateError, uri_sans
 from sniproxy.identity.spiffe import UNKNOWN, Identity, InvalidSpiffeIdError, Principal, parse_principal
+from sniproxy.memo import Memo
 from sniproxy.wire.proxy_protocol import (
     NOT_SENT,
     TYPE_SSL,
@@ -54,25 +55,25 @@ class Established(NamedTuple):
 def establish(header: ProxyHeader, types: TlvTypes, static: Identity = UNKNOWN) -> Established:
     """Weigh the evidence of one connection. Raises IdentityError."""
     tlvs = () if header.local else header.tlvs  # a LOCAL connection is the sender's own, and nobody's client
-    if header.size <= _COMMON_HEADER:
-        return _weigh_again(tlvs, types, static)
-    return _weigh(tlvs, types, static)
+    evidence = (tlvs, types, static)
+    return _common_evidence.of(evidence) if header.size <= _COMMON_HEADER else _weigh(evidence)
 
 
-def _weigh(tlvs: tuple[Tlv, ...], types: TlvTypes, static: Identity) -> Established:
-    evidence = _single_tlvs(tlvs, (types.principal, types.requested_server_name, TYPE_SSL))
+def _weigh(evidence: tuple[tuple[Tlv, ...], TlvTypes, Identity]) -> Established:
+    tlvs, types, static = evidence
+    sent = _single_tlvs(tlvs, (types.principal, types.requested_server_name, TYPE_SSL))
     principal = _agreed(
-        _claimed(evidence.get(types.principal, b"")),
-        _certified(evidence[TYPE_SSL]) if TYPE_SSL in evidence else UNKNOWN,
+        _claimed(sent.get(types.principal, b"")),
+        _certified(sent[TYPE_SSL]) if TYPE_SSL in sent else UNKNOWN,
         static,
     )
-    server_name = evidence.get(types.requested_server_name, b"")
+    server_name = sent.get(types.requested_server_name, b"")
     return Established(principal, NOT_SENT if server_name in _ABSENT else server_name)
 
 
 # A workload sends the same evidence with each of its connections. The bound is on what the cache can come to hold.
 _COMMON_HEADER: Final = 512
-_weigh_again = lru_cache(maxsize=2048)(_weigh)
+_common_evidence: Final = Memo(_weigh, 2048)
 
 
 def _single_tlvs(tlvs: Iterable[Tlv], types: tuple[int, ...]) -> dict[int, bytes]:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from select import EPOLLERR, EPOLLHUP
-from typing import Final, NamedTuple
+from typing import Final
 
 from sniproxy.config.units import host_and_port
 from sniproxy.names import ServerName
@@ -22,7 +22,6 @@ from sniproxy.net.strand import Pending
 from sniproxy.net.timers import UNARMED, Timer
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.policy.model import Permit
-from sniproxy.quick import make
 
 # RFC 8305 section 5 recommends 250 ms.
 ATTEMPT_DELAY = 0.25
@@ -35,15 +34,18 @@ _BROKEN: Final = EPOLLERR | EPOLLHUP
 _UNDER_WAY: Final = (0, int(errno.EINPROGRESS))
 
 
-class Connected(NamedTuple):
+class Connected:
     """What came of a dial: a socket that is connected, non-blocking and watched.
 
     `events` is what it has reported so far, to the attempt: the next owner must not wait for it to be said again.
     """
 
-    socket: Socket
-    endpoint: Endpoint
-    events: int
+    __slots__ = ("endpoint", "events", "socket")
+
+    def __init__(self, sock: Socket, endpoint: Endpoint, events: int) -> None:
+        self.socket: Final = sock
+        self.endpoint: Final = endpoint
+        self.events: Final = events
 
 
 class _Attempt:
@@ -176,7 +178,7 @@ async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, re
         race.close(None)
         raise
     race.close(winner)
-    return make(Connected, (winner.socket, winner.endpoint, winner.events))
+    return Connected(winner.socket, winner.endpoint, winner.events)
 
 
 def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

@@ -16,11 +16,11 @@ import errno
 import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import islice, starmap
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
+from sniproxy.memo import Memo
 from sniproxy.net.special_purpose import Address, Network, carried_ipv4, find_special_purpose
 
 # Of one answer. Enough for the largest real ones, and few enough that no name can keep a dialler busy.
@@ -67,6 +67,9 @@ class Vetted:
     refusals: tuple[str, ...]
 
 
+_Answer = tuple[tuple[str, ...], int, tuple[Network, ...]]  # addresses, the port, and what a rule allows besides
+
+
 class Guard:
     """Judges addresses by IANA's registries, the operator's networks and the proxy's own listeners.
 
@@ -80,10 +83,11 @@ class Guard:
         own_listeners: Collection[Endpoint] = (),
         is_local: Callable[[Address], bool] | None = None,
     ) -> None:
-        self._judge = _Judge(tuple(allow_networks), tuple(map(_plain, deny_networks)))
+        judge = _Judge(tuple(allow_networks), tuple(map(_plain, deny_networks)))
+        self._judge = judge
         # Names resolve to the same few answers again and again; a lookup here costs a tenth of the judgement.
         # Our own listeners are left out of what is remembered: which addresses are local can change.
-        self._screen = lru_cache(_MEMORY)(self._judge.screen)
+        self._screened: Memo[_Answer, Vetted] = Memo(lambda answer: judge.screen(*answer), _MEMORY)
         self._own = _OwnListeners(own_listeners, is_local or is_local_address)
 
     def judge(self, address: str, extra_allow: tuple[Network, ...] = ()) -> Verdict:
@@ -106,14 +110,14 @@ class Guard:
         The first MAX_ENDPOINTS of them, in their order. No endpoint means `destination_forbidden`, unless
         there was no address.
         """
-        return self._own.drop_from(self._screen(tuple(addresses), port, extra_allow))
+        return self._own.drop_from(self._screened.of((tuple(addresses), port, extra_allow)))
 
     def vet_static(self, endpoints: Iterable[tuple[str, int]]) -> Vetted:
         """The same for answers from the config, which no network forbids: only our own listeners are dropped.
 
         Raises ValueError for a host that is no IP address.
         """
-        return self._own.drop_from(Vetted(tuple(starmap(_endpoint, endpoints))[:MAX_ENDPOINTS], ()))
+        return self._own.drop_from(Vetted(tuple(map(_endpoints.of, endpoints))[:MAX_ENDPOINTS], ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +190,12 @@ def _allowed(address: Address, reason: str) -> Allowed:
     return Allowed(str(plain), _family(plain), reason)
 
 
-@lru_cache(_MEMORY)
-def _endpoint(host: str, port: int) -> Endpoint:
-    plain = _unmapped(ip_address(host))
-    return Endpoint(str(plain), port, _family(plain))
+def _endpoint(address: tuple[str, int]) -> Endpoint:
+    plain = _unmapped(ip_address(address[0]))
+    return Endpoint(str(plain), address[1], _family(plain))
+
+
+_endpoints: Final = Memo(_endpoint, _MEMORY)
 
 
 class _OwnListeners:

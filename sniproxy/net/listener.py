@@ -13,14 +13,14 @@ import stat
 import struct
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
 from sniproxy.memo import Memo
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.sockets import Socket, accept
-from sniproxy.quick import make
+from sniproxy.value import Value
 
 _BACKLOG = 4096
 
@@ -39,17 +39,21 @@ _PAUSE_SECONDS = 0.1
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred, unix(7)
 
 
-class Peer(NamedTuple):
-    """The other end of an accepted connection. On a Unix socket it has no address, but a user."""
+class Peer(Value):
+    """The other end of an accepted connection. On a Unix socket it has no address, but a user.
 
-    ip: str
-    port: int
-    uid: int | None
+    `source` is what limits on one source count it by.
+    """
 
-    @property
-    def source(self) -> str:
-        """What limits on one source count it by."""
-        return self.ip if self.uid is None else f"uid:{self.uid}"
+    __slots__ = ("ip", "source", "uid")
+
+    def __init__(self, ip: str, uid: int | None = None) -> None:
+        self.ip: Final = ip
+        self.uid: Final = uid
+        self.source: Final = ip if uid is None else f"uid:{uid}"
+
+    def fields(self) -> tuple[object, ...]:
+        return self.ip, self.uid
 
 
 class Trust:
@@ -229,8 +233,8 @@ class Acceptor:
     def _peer(self, sock: Socket, address: Any) -> Peer:
         if self._is_unix:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            return Peer("", 0, _UCRED.unpack(credentials)[1])
-        return make(Peer, (address[0], address[1], None))
+            return Peer("", _UCRED.unpack(credentials)[1])
+        return Peer(address[0])
 
     def _shed(self) -> bool:
         """Accept and close one connection with the spare descriptor, or pause. False when none waits."""

@@ -28,7 +28,8 @@ from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.sockets import Socket
 from sniproxy.net.strand import Pending
 from sniproxy.net.timers import TICK, UNARMED, Timer
-from sniproxy.outcome import CLIENT_RESET, DONE, UPSTREAM_RESET, Reason
+from sniproxy.outcome import Reason
+from sniproxy.usual import CLIENT_RESET, DONE, UPSTREAM_RESET
 from sniproxy.wire.hello_retry import ChangedHelloError, HelloWatch
 
 # One read of a copied flow. One that fills it has more behind it, and moves to splice.

@@ -16,9 +16,10 @@ import orjson
 from sniproxy.config.model import Gateway
 from sniproxy.identity.spiffe import Identity
 from sniproxy.memo import Memo
-from sniproxy.outcome import DENY, OPEN, SNI_CHANGED, Event
+from sniproxy.outcome import Event
 from sniproxy.policy.model import DryRun, Ground
 from sniproxy.record import Record
+from sniproxy.usual import DENY, OPEN, SNI_CHANGED
 
 LEVELS: Final = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
 _UNKNOWN: Final = "unknown"

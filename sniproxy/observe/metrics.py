@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
-from sniproxy.outcome import CLOSE, DENY, Event, Reason
+from sniproxy.outcome import Event, Reason
+from sniproxy.usual import CLOSE, DENY
 
 
 class Kind(Enum):

@@ -17,8 +17,9 @@ from sniproxy.config.units import host_and_port
 from sniproxy.observe import bulletin
 from sniproxy.observe.scoreboard import Row
 from sniproxy.observe.sketch import KEPT, Counted, Sketch, merged
-from sniproxy.outcome import CLOSE, DENY, OPEN, Event
+from sniproxy.outcome import Event
 from sniproxy.record import Record
+from sniproxy.usual import CLOSE, DENY, OPEN
 
 LATEST = 50  # connections of each event
 

@@ -10,7 +10,8 @@ from mmap import mmap
 from socket import AF_INET, AF_INET6, inet_pton
 
 from sniproxy.config.units import show
-from sniproxy.identity.spiffe import UNKNOWN
+from sniproxy.identity.spiffe import UNKNOWN, Identity
+from sniproxy.memo import Memo
 from sniproxy.names import MAX_LENGTH, InvalidNameError, ServerName, parse_server_name
 from sniproxy.outcome import Reason
 from sniproxy.policy.compiled import Compiled, Found, compile_rulebook, number_of
@@ -39,9 +40,12 @@ from sniproxy.policy.model import (
     Rule,
     Rulebook,
 )
-from sniproxy.quick import make
 
 _REMEMBERED = 4096
+
+# What a decision depends on: name, principal, port, source address, outer name, and whether there is ECH. What no rule
+# asks for is left out, so that one decision stands for many requests.
+_Question = tuple[ServerName, bytes, int, str, str, bool]
 
 
 class Engine:
@@ -60,8 +64,7 @@ class Engine:
         self._asks_for_port = Attribute.PORT in rules.asks
         self._asks_for_outer = self.settings.outer_sni != OuterSni()
         self._denies_ech = self.settings.ech is EchPolicy.DENY
-        self._asks_for_more = self._asks_for_source or self._asks_for_outer or self._denies_ech
-        self._remembered = lru_cache(maxsize=_REMEMBERED)(judge.decide)
+        self._decisions: Memo[_Question, Decision] = Memo(lambda question: judge.decide(*question), _REMEMBERED)
 
     @classmethod
     def of(cls, rulebook: Rulebook) -> "Engine":
@@ -73,18 +76,21 @@ class Engine:
 
     def decide(self, request: Request) -> Decision:
         """The decision about one connection; the same request gets the same one, and is remembered for a while."""
-        name, identity, source_ip, ech, outer_name, port = request
-        principal = b"" if identity is UNKNOWN else identity.encoded
-        port = port if self._asks_for_port else 0
-        if not self._asks_for_more:
-            return self._remembered(name, principal, port)
-        return self._remembered(
-            name,
-            principal,
-            port,
-            source_ip if self._asks_for_source else "",
-            outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
-            ech and self._denies_ech,
+        return self.decision(*request)
+
+    def decision(
+        self, name: ServerName, identity: Identity, source_ip: str, ech: bool, outer_name: str, port: int
+    ) -> Decision:
+        """The same, of a request's fields, for who asks with each connection."""
+        return self._decisions.of(
+            (
+                name,
+                b"" if identity is UNKNOWN else identity.encoded,
+                port if self._asks_for_port else 0,
+                source_ip if self._asks_for_source else "",
+                outer_name[: MAX_LENGTH + 2] if self._asks_for_outer else "",
+                ech and self._denies_ech,
+            )
         )
 
 
@@ -108,11 +114,11 @@ class _Judge:
         name: ServerName,
         principal: bytes,
         port: int,
-        source_ip: str = "",
-        outer_name: str = "",
-        ech: bool = False,
+        source_ip: str,
+        outer_name: str,
+        ech: bool,
     ) -> Decision:
-        """The decision. What no rule asks for is left out.
+        """The decision about a `_Question`.
 
         1. No identity, where one is required, denies.
         2. An encrypted ClientHello, where those are refused, denies: the name that we see is not the real one.
@@ -182,10 +188,10 @@ class _Judge:
         if deny is not None:
             ground = self._rules.ground(deny)
             phrase = f"rbac_access_denied_matched_policy[{ground.policy}-rule[{ground.rule}]]"
-            return make(Denied, (Reason.RULE, ground, phrase, None, None))
+            return Denied(Reason.RULE, ground, phrase)
         if allow is not None:
             ground, allow_networks, limits = self._rules.consequence(allow)
-            return make(Allowed, (make(Permit, (name, allow_networks)), ground, limits, None, None))
+            return Allowed(Permit(name, allow_networks), ground, limits)
         if has_allow or self._book.default is not Action.ALLOW:
             return _BY_DEFAULT
         return Allowed(Permit(name, ()), NO_GROUND)

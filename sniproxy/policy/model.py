@@ -11,7 +11,7 @@ cannot be made by mistake.
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sniproxy.config.units import Network
 from sniproxy.identity.spiffe import Identity
@@ -80,7 +80,7 @@ class Ground(NamedTuple):
 
 
 # No rule spoke: the default decided, or something before the rules did.
-NO_GROUND = Ground(policy="none", rule="none", file="", line=0)
+NO_GROUND: Final = Ground(policy="none", rule="none", file="", line=0)
 
 
 @dataclass(frozen=True, slots=True)

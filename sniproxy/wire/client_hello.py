@@ -19,11 +19,11 @@ knows no socket, clock, log or configuration.
 
 import struct
 from enum import Enum
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NoReturn
 
 from sniproxy.memo import Memo
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
-from sniproxy.quick import make
+from sniproxy.value import Value
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.u16 import u16
 
@@ -42,6 +42,8 @@ _SERVER_NAME: Final = 0
 _ALPN: Final = 16
 _SUPPORTED_VERSIONS: Final = 43
 _ENCRYPTED_CLIENT_HELLO: Final = 0xFE0D
+
+_BITS: Final = 62  # of an integer that mypyc keeps in a register
 
 _HOST_NAME: Final = 0  # RFC 6066 section 3, NameType
 _MAX_HOST_NAME: Final = 255  # OpenSSL's TLSEXT_MAXLEN_host_name: the longest DNS name there is
@@ -103,7 +105,7 @@ class NoServerName(Enum):
     NO_EXTENSION = "the ClientHello has no server_name extension"
 
 
-class ClientHello(NamedTuple):
+class ClientHello(Value):
     """What the client says before anyone answers.
 
     raw_server_name: the host_name of the server_name extension as sent, 1 to 255 bytes, or why there is none.
@@ -113,11 +115,25 @@ class ClientHello(NamedTuple):
     ech: there is an encrypted_client_hello extension, real or GREASE; the two are made to look alike.
     """
 
-    raw_server_name: bytes | NoServerName
-    legacy_version: int
-    supported_versions: tuple[int, ...]
-    alpn: tuple[str, ...]
-    ech: bool
+    __slots__ = ("alpn", "ech", "legacy_version", "raw_server_name", "supported_versions")
+
+    def __init__(
+        self,
+        raw_server_name: bytes | NoServerName,
+        legacy_version: int,
+        supported_versions: tuple[int, ...],
+        alpn: tuple[str, ...],
+        *,
+        ech: bool,
+    ) -> None:
+        self.raw_server_name: Final = raw_server_name
+        self.legacy_version: Final = legacy_version
+        self.supported_versions: Final = supported_versions
+        self.alpn: Final = alpn
+        self.ech: Final = ech
+
+    def fields(self) -> tuple[object, ...]:
+        return self.raw_server_name, self.legacy_version, self.supported_versions, self.alpn, self.ech
 
     def server_name(self) -> ServerName:
         """The name to decide on. Raises HelloError: NO_SNI, SNI_IS_IP or INVALID_SNI."""
@@ -166,17 +182,14 @@ def _parse_message(message: bytes) -> ClientHello:
     legacy_version = u16(message, _LEGACY_VERSION_AT)
     start = _find_extensions(message)
     if start == len(message):  # RFC 5246 section 7.4.1.2: extensions are there if bytes follow the compression methods
-        return ClientHello(NoServerName.NO_EXTENSIONS, legacy_version, (legacy_version,), (), False)
+        return ClientHello(NoServerName.NO_EXTENSIONS, legacy_version, (legacy_version,), (), ech=False)
     server_name, alpn, versions, ech = _locate_bodies(message, start)
-    return make(
-        ClientHello,
-        (
-            _server_name(_body(message, server_name)) if server_name else NoServerName.NO_EXTENSION,
-            legacy_version,
-            _offered_versions.of(_body(message, versions)) if versions else (legacy_version,),
-            _alpn(_body(message, alpn)) if alpn else (),
-            ech > 0,
-        ),
+    return ClientHello(
+        _server_name(_body(message, server_name)) if server_name else NoServerName.NO_EXTENSION,
+        legacy_version,
+        _offered_versions.of(_body(message, versions)) if versions else (legacy_version,),
+        _alpn(_body(message, alpn)) if alpn else (),
+        ech=ech > 0,
     )
 
 
@@ -210,13 +223,18 @@ def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:
     if at + u16(message, start) != end:
         raise _malformed("the extensions do not end where the ClientHello does")
     server_name = alpn = versions = ech = 0
-    kinds: set[int] = set()
+    common = 0  # the types so far: a bit for each of the low ones, which is nearly all that there are
+    others: set[int] = set()
     while at < end:
         kind = message[at] << 8 | message[at + 1]
         length = message[at + 2] << 8 | message[at + 3]
-        seen = len(kinds)
-        kinds.add(kind)
-        if len(kinds) == seen:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which they take
+        if kind < _BITS:
+            is_again = common >> kind & 1 > 0
+            common |= 1 << kind
+        else:
+            is_again = kind in others
+            others.add(kind)
+        if is_again:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which they take
             raise _duplicate(kind)
         at += 4
         if kind == _SERVER_NAME:

@@ -21,7 +21,7 @@ from itertools import takewhile
 from typing import Final, NamedTuple
 
 from sniproxy.memo import Memo
-from sniproxy.quick import make
+from sniproxy.value import Value
 from sniproxy.wire.crc32c import crc32c
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.u16 import u16
@@ -73,7 +73,7 @@ class ProxyHeaderError(ValueError):
 
 
 class SocketAddress(NamedTuple):
-    """One end of a TCP connection; `ip` is the canonical text of an IPv4 or IPv6 address."""
+    """One end of a TCP connection, to be encoded; `ip` is the text of an IPv4 or IPv6 address."""
 
     ip: str
     port: int
@@ -94,22 +94,27 @@ class Tlv(NamedTuple):
     value: bytes
 
 
-_Address = SocketAddress | NoAddress
-
-
-class ProxyHeader(NamedTuple):
+class ProxyHeader(Value):
     """A header, and the `size` in bytes after which the client's own data begins.
 
-    A `local` header carries nothing else. `tlvs` are in the order sent, without the checksum and the padding,
-    which are dealt with here. One type may come twice.
+    `source` is the canonical text of the client's IPv4 or IPv6 address; its port, and where it connected to, are
+    checked for their form and not kept. A `local` header carries nothing else. `tlvs` are in the order sent, without
+    the checksum and the padding, which are dealt with here. One type may come twice.
     """
 
-    size: int
-    version: int
-    local: bool
-    source: SocketAddress | NoAddress
-    destination: SocketAddress | NoAddress
-    tlvs: tuple[Tlv, ...]
+    __slots__ = ("local", "size", "source", "tlvs", "version")
+
+    def __init__(
+        self, size: int, version: int, *, source: str | NoAddress, tlvs: tuple[Tlv, ...] = (), local: bool = False
+    ) -> None:
+        self.size: Final = size
+        self.version: Final = version
+        self.source: Final = source
+        self.tlvs: Final = tlvs
+        self.local: Final = local
+
+    def fields(self) -> tuple[object, ...]:
+        return self.size, self.version, self.source, self.tlvs, self.local
 
 
 class NotSent(Enum):
@@ -164,16 +169,16 @@ def _read_v2(data: bytes) -> ProxyHeader | NeedMore:
     if len(data) < size:
         return NEED_MORE
     if version_and_command == _V2_LOCAL:  # the receiver must "discard the protocol block including the family"
-        return ProxyHeader(size, 2, True, NoAddress.LOCAL, NoAddress.LOCAL, ())
+        return ProxyHeader(size, 2, local=True, source=NoAddress.LOCAL)
     header = data[:size]
-    source, destination, tlvs_at = _read_addresses(header, family)
-    return make(ProxyHeader, (size, 2, False, source, destination, _read_tlvs(header, tlvs_at)))
+    source, tlvs_at = _read_source(header, family)
+    return ProxyHeader(size, 2, source=source, tlvs=_read_tlvs(header, tlvs_at))
 
 
-def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int]:
-    """Source, destination, and where the TLVs begin."""
+def _read_source(header: bytes, family: int) -> tuple[str | NoAddress, int]:
+    """The client's address, and where the TLVs begin: behind the destination's and both ports."""
     if family == _UNSPEC:
-        return NoAddress.UNKNOWN, NoAddress.UNKNOWN, _V2_ADDRESSES_AT
+        return NoAddress.UNKNOWN, _V2_ADDRESSES_AT
     size = _IP_SIZES.get(family)
     if size is None and family != _UNIX_STREAM:
         raise _unknown_family(family)
@@ -181,13 +186,8 @@ def _read_addresses(header: bytes, family: int) -> tuple[_Address, _Address, int
     if len(header) < end:
         raise ProxyHeaderError("the PROXY header is too short for its addresses")
     if size is None:
-        return NoAddress.UNIX, NoAddress.UNIX, end
-    middle = _V2_ADDRESSES_AT + size
-    return (
-        make(SocketAddress, (_addresses.of(header[_V2_ADDRESSES_AT:middle]), u16(header, end - 4))),
-        make(SocketAddress, (_addresses.of(header[middle : end - 4]), u16(header, end - 2))),
-        end,
-    )
+        return NoAddress.UNIX, end
+    return _addresses.of(header[_V2_ADDRESSES_AT : _V2_ADDRESSES_AT + size]), end
 
 
 def _unknown_family(family: int) -> ProxyHeaderError:
@@ -327,23 +327,23 @@ def _read_v1(data: bytes) -> ProxyHeader | NeedMore:
         raise ProxyHeaderError(f"the PROXY line does not end in CRLF within {_V1_MAX_LINE} bytes")
     protocol, _, rest = data[len(_V1_START) : end - 1].partition(b" ")
     if protocol == b"UNKNOWN":  # "the receiver must ignore anything presented before the CRLF is found"
-        return ProxyHeader(end + 1, 1, False, NoAddress.UNKNOWN, NoAddress.UNKNOWN, ())
+        return ProxyHeader(end + 1, 1, source=NoAddress.UNKNOWN)
     family = _V1_FAMILIES.get(protocol)
     if family is None:
         raise ProxyHeaderError(f"unknown PROXY protocol {protocol!r}: not TCP4, TCP6 or UNKNOWN")
-    source, destination = _read_v1_addresses(rest, family)
-    return ProxyHeader(end + 1, 1, False, source, destination, ())
+    return ProxyHeader(end + 1, 1, source=_read_v1_source(rest, family))
 
 
-def _read_v1_addresses(text: bytes, family: _V1Family) -> tuple[SocketAddress, SocketAddress]:
+def _read_v1_source(text: bytes, family: _V1Family) -> str:
+    """The client's address. What stands behind it must have its form, too."""
     fields = text.decode("ascii", "replace").split(" ")
     if len(fields) != 4:
         raise ProxyHeaderError(f"the PROXY line has {len(fields)} fields behind its protocol, not 4")
     source, destination, source_port, destination_port = fields
-    return (
-        SocketAddress(_v1_address(source, family), _v1_port(source_port)),
-        SocketAddress(_v1_address(destination, family), _v1_port(destination_port)),
-    )
+    for port in (source_port, destination_port):
+        _check_v1_port(port)
+    _v1_address(destination, family)
+    return _v1_address(source, family)
 
 
 def _v1_address(text: str, family: _V1Family) -> str:
@@ -357,7 +357,6 @@ def _v1_address(text: str, family: _V1Family) -> str:
     return str(address)
 
 
-def _v1_port(text: str) -> int:
+def _check_v1_port(text: str) -> None:
     if not _V1_PORT.fullmatch(text) or int(text) > 65535:
         raise ProxyHeaderError(f"{text!r} in the PROXY line is no port")
-    return int(text)

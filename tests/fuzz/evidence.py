@@ -18,16 +18,24 @@ def fuzz(data: bytes) -> None:
     if header is None:
         return
     found = _weigh(header)
-    assert found == _weigh(header._replace(size=_LONG))
-    assert found == _weigh(header._replace(tlvs=header.tlvs[::-1]))
+    assert found == _weigh(changed(header, size=_LONG))
+    assert found == _weigh(changed(header, tlvs=header.tlvs[::-1]))
     assert found == _weigh(header, TlvTypes(principal=_TYPES.principal))
     _check_static(header, found)
     _check_doubled(header)
-    local = header._replace(local=True, source=NoAddress.LOCAL, destination=NoAddress.LOCAL)
+    local = changed(header, local=True)
     assert isinstance(nobody := _weigh(local), Established)
     assert nobody.principal is UNKNOWN
     if isinstance(found, Established) and isinstance(found.principal, Principal):
         assert found.principal == parse_principal(str(found.principal))
+
+
+def changed(
+    header: ProxyHeader, *, size: int = 0, local: bool = False, tlvs: tuple[Tlv, ...] | None = None
+) -> ProxyHeader:
+    source = NoAddress.LOCAL if local else header.source
+    tlvs = header.tlvs if tlvs is None else tlvs
+    return ProxyHeader(size or header.size, header.version, local=local, source=source, tlvs=tlvs)
 
 
 def _weigh(header: ProxyHeader, types: TlvTypes = _TYPES, static: Identity = UNKNOWN) -> Established | str:
@@ -52,4 +60,4 @@ def _check_static(header: ProxyHeader, found: Established | str) -> None:
 def _check_doubled(header: ProxyHeader) -> None:
     for tlv in header.tlvs:
         if tlv.type in (*_TYPES, 0x20):
-            assert _weigh(header._replace(tlvs=(*header.tlvs, Tlv(tlv.type, b"")))) == REFUSED
+            assert _weigh(changed(header, tlvs=(*header.tlvs, Tlv(tlv.type, b"")))) == REFUSED

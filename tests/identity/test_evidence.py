@@ -14,7 +14,6 @@ from sniproxy.wire.proxy_protocol import (
     TYPE_SSL,
     NoAddress,
     ProxyHeader,
-    SocketAddress,
     Tlv,
     encode_ssl_tlv,
 )
@@ -31,8 +30,7 @@ GARBAGE = b"\x30\x03garbage"
 
 
 def header(*tlvs: Tlv, local: bool = False) -> ProxyHeader:
-    end = NoAddress.LOCAL if local else SocketAddress("10.1.2.3", 4711)
-    return ProxyHeader(28, 2, local, end, end, tlvs)
+    return ProxyHeader(28, 2, local=local, source=NoAddress.LOCAL if local else "10.1.2.3", tlvs=tlvs)
 
 
 def claim(text: str | bytes) -> Tlv:
@@ -215,5 +213,5 @@ def test_the_types_of_the_tlvs_are_the_configuration_s() -> None:
 
 def test_a_header_of_version_1_carries_no_evidence() -> None:
     """It has addresses and nothing else."""
-    v1 = ProxyHeader(40, 1, False, SocketAddress("10.1.2.3", 1), SocketAddress("10.0.0.1", 2), ())
+    v1 = ProxyHeader(40, 1, source="10.1.2.3")
     assert Established(UNKNOWN, NOT_SENT) == establish(v1, TYPES)

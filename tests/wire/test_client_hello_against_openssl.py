@@ -62,6 +62,7 @@ def test_what_an_openssl_client_asks_for_is_what_we_read(
 ) -> None:
     """Name, protocols and versions, from TLS 1.2 and from TLS 1.3."""
     hello = read_client_hello(openssl_hello("en.wikipedia.org", ["h2", "http/1.1"], maximum))
+    assert isinstance(hello, ClientHello)
     assert ClientHello(b"en.wikipedia.org", TLS_1_2, versions, ("h2", "http/1.1"), ech=False) == hello
     assert highest == hello.tls_version
     assert "en.wikipedia.org" == hello.server_name()
