@@ -8,7 +8,6 @@ finisher, so that each accepted connection has exactly one final log line and on
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from time import monotonic
 from typing import Final
 
 import structlog
@@ -148,7 +147,6 @@ class Proxy:
                 vetted = _vet(await self.resolver.complete(server_name, addresses), permit, snapshot)
             endpoints = _note_dropped(record, vetted)
             await turn()
-            connecting = monotonic()
             upstream = await dial(permit, endpoints, snapshot.connect_timeout, self.readiness)
             connection.upstream = upstream.socket
             record.destination_ip, record.destination_port = upstream.endpoint.host, upstream.endpoint.port
@@ -158,7 +156,7 @@ class Proxy:
             record.received = intake.received
             intake.release()
         connection.head = bytes(intake.replay)
-        self.ledger.opened(record, connecting)
+        self.ledger.opened(record, upstream.since)
         return upstream
 
     def _judge(self, connection: Connection, snapshot: Snapshot) -> Permit:

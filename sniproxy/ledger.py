@@ -1,6 +1,7 @@
 """The ledger: begins a record for each accepted connection and tells its end exactly once, to log and metrics."""
 
 from time import monotonic
+from typing import Final
 
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.metrics import Meter
@@ -8,6 +9,9 @@ from sniproxy.observe.recent import Recent
 from sniproxy.outcome import Reason
 from sniproxy.record import Record
 from sniproxy.usual import OPEN
+
+# Compiled, a constant of the module's own is at hand, and what it imports from C is looked up by name at each call.
+_now: Final = monotonic
 
 
 class Ledger:
@@ -22,22 +26,22 @@ class Ledger:
     def begin(self, source_ip: str) -> Record:
         self._number += 1
         self.meter.accepted()
-        return Record(self._number, source_ip, monotonic())
+        return Record(self._number, source_ip, _now())
 
     def hello_read(self, record: Record) -> None:
-        self.meter.hello_seconds.observe(monotonic() - record.began)
+        self.meter.hello_seconds.observe(_now() - record.began)
 
     def opened(self, record: Record, connecting: float) -> None:
         """The upstream is connected; `connecting` is when dialling began."""
-        record.opened = now = monotonic()
+        record.opened = now = _now()
         self.meter.opened()
         self.meter.connect_seconds.observe(now - connecting)
         self._log.write(record, OPEN, now)
-        self.recent.opened(record, now)
+        self.recent.opened(record)
 
     def finish(self, record: Record) -> None:
         """The one end of a record: one line, and one count."""
-        now = monotonic()
+        now = _now()
         reason = record.reason
         self.meter.ended(reason, record.ground.policy, record.ground.rule)
         if record.dry_run is not None and record.dry_run.reason is not None:

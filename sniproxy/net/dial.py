@@ -38,14 +38,16 @@ class Connected:
     """What came of a dial: a socket that is connected, non-blocking and watched.
 
     `events` is what it has reported so far, to the attempt: the next owner must not wait for it to be said again.
+    `since` is when the dial began, by the event loop's clock.
     """
 
-    __slots__ = ("endpoint", "events", "socket")
+    __slots__ = ("endpoint", "events", "since", "socket")
 
-    def __init__(self, sock: Socket, endpoint: Endpoint, events: int) -> None:
+    def __init__(self, sock: Socket, endpoint: Endpoint, events: int, since: float) -> None:
         self.socket: Final = sock
         self.endpoint: Final = endpoint
         self.events: Final = events
+        self.since: Final = since
 
 
 class _Attempt:
@@ -73,7 +75,7 @@ class _Attempt:
 class _Race(Timer):
     """The attempts of one dial, and the timer of the next step."""
 
-    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "winner")
+    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "began", "winner")
 
     def __init__(self, name: ServerName, endpoints: list[Endpoint], timeout: float, readiness: Readiness) -> None:
         self.winner: Pending[_Attempt] = Pending()
@@ -84,7 +86,8 @@ class _Race(Timer):
         self._failures: list[tuple[Endpoint, int]] = []
         self._readiness = readiness
         self._timeout = timeout
-        self._deadline = readiness.loop.time() + timeout
+        self.began = readiness.loop.time()
+        self._deadline = self.began + timeout
 
     def start_next(self) -> None:
         """Start attempts until one more is under way, and set the timer of what comes after it."""
@@ -178,7 +181,7 @@ async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, re
         race.close(None)
         raise
     race.close(winner)
-    return Connected(winner.socket, winner.endpoint, winner.events)
+    return Connected(winner.socket, winner.endpoint, winner.events, race.began)
 
 
 def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:

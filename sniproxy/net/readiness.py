@@ -59,7 +59,8 @@ class Readiness:
 
     def forget(self, fd: int) -> None:
         """Drop the handler of a descriptor that is about to be closed."""
-        self._handlers.pop(fd, None)
+        if fd in self._handlers:
+            del self._handlers[fd]
 
     def listen(self, fd: int, handler: Handler) -> None:
         """Call `handler` in each round in which connections wait at the listening socket `fd`."""

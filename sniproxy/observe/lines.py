@@ -132,7 +132,7 @@ class JsonLines(LineFormat):
         if event is OPEN:
             duration, reason = "0", ""
         else:
-            duration, reason = _seconds(now - record.began), record.reason.word
+            duration, reason = _durations.of(int((now - record.began) * 1000 + 0.5)), record.reason.word
         detail = _quoted(record.detail[:_MAX_DETAIL], parts.most.detail) if record.detail else '""'
         verdicts = parts.verdicts.of((record.dry_run, record.audit)) if _has_more(record) else ""
         return (
@@ -166,10 +166,12 @@ class JsonLines(LineFormat):
         return f"{self._clock.text(now)}.{_digits(int(now % 1 * 1e6), 1_000_000)}Z"
 
 
-def _seconds(duration: float) -> str:
-    """To the millisecond."""
-    milliseconds = int(duration * 1000 + 0.5)
+def _seconds(milliseconds: int) -> str:
+    """Milliseconds in seconds, "0.012"."""
     return f"{milliseconds // 1000}.{_digits(milliseconds % 1000, 1000)}"
+
+
+_durations: Final = Memo(_seconds, 4096)  # most connections are short
 
 
 def _digits(part: int, whole: int) -> str:

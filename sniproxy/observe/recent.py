@@ -39,7 +39,7 @@ class Recent:
 
     def __init__(self, row: Row) -> None:
         self._memory = row.bulletin
-        self._opened: deque[tuple[float, Record]] = deque(maxlen=LATEST)
+        self._opened: deque[Record] = deque(maxlen=LATEST)
         self._denied: deque[tuple[float, Record]] = deque(maxlen=LATEST)
         self._failed: deque[tuple[float, Record]] = deque(maxlen=LATEST)
         self._opened_names, self._opened_principals = Sketch(), Sketch()
@@ -53,15 +53,15 @@ class Recent:
     def _sketches(self) -> tuple[Sketch, ...]:
         return self._opened_names, self._opened_principals, self._denied_names, self._denied_principals
 
-    def opened(self, record: Record, now: float) -> None:
-        """A connection was allowed and is connected. `now` is of the record's clock."""
-        self._opened.append((now, record))
+    def opened(self, record: Record) -> None:
+        """A connection was allowed and is connected."""
+        self._opened.append(record)
         self._opened_names.add(record.server_name)
         self._opened_principals.add(record.identity)
         self._is_news = True
 
     def ended(self, record: Record, now: float) -> None:
-        """A connection is over; those that were served have been told of when they were opened."""
+        """A connection is over, `now` by the record's clock. Those that were served were told of when they opened."""
         # The log has its line: what stays here has a bound.
         record.server_name = record.server_name[:_MAX_NAME]
         record.detail = record.detail[:_MAX_TEXT]
@@ -89,7 +89,8 @@ class Recent:
 
     def _text(self, since: float, latest: int, most: int) -> bytes:
         said: dict[str, object] = {}
-        for event, records in zip(_EVENTS, (self._opened, self._denied, self._failed), strict=True):
+        opened = [(record.opened, record) for record in self._opened]
+        for event, records in zip(_EVENTS, (opened, self._denied, self._failed), strict=True):
             newest = list(records)[-latest:] if latest else []
             said[event.value] = [_entry(record, event, since + now) for now, record in newest]
         for name, sketch in zip(_TOPS, self._sketches(), strict=True):

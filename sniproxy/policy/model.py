@@ -4,9 +4,8 @@ A rule is a list of clauses, of which one must hold; a clause is a list of condi
 asks whether one attribute of the request is among its values and not among its `not_values`. All of it is plain data,
 so that it can be written down in a few bytes and compared. `match` says what the values mean.
 
-What is made for every connection is a tuple with names, for that is the cheapest value that cannot change. Only
-`Allowed` carries a `Permit`, and only a permit can be dialled, so that a connection that no rule allowed
-cannot be made by mistake.
+Only `Allowed` carries a `Permit`, and only a permit can be dialled, so that a connection that no rule allowed cannot be
+made by mistake.
 """
 
 from dataclasses import dataclass

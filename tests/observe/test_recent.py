@@ -57,7 +57,7 @@ def test_a_refusal_is_told_with_its_rule_and_where_it_is_written(board: Scoreboa
 def test_what_monitor_mode_let_pass_says_so(board: Scoreboard) -> None:
     recent, passed = Recent(board.workers[0]), record("en.wikipedia.org")
     passed.dry_run = DryRun(True, Reason.RULE, RULE)
-    recent.opened(passed, 1.0)
+    recent.opened(passed)
     recent.publish()
     assert [entry["wouldDeny"] for entry in Remembered(board.workers).latest(Event.OPEN)] == [True]
 
@@ -74,7 +74,7 @@ def test_the_newest_of_all_workers_stand_first(board: Scoreboard) -> None:
 def test_each_event_has_a_list_of_its_own_and_a_close_has_none(board: Scoreboard) -> None:
     """A served connection was told of when it was opened."""
     recent = Recent(board.workers[0])
-    recent.opened(record("served"), 1.0)
+    recent.opened(record("served"))
     recent.ended(record("served", Reason.DONE), 2.0)
     recent.ended(record("refused", Reason.DEFAULT), 3.0)
     recent.ended(record("failed", Reason.DNS_TIMEOUT), 4.0)
@@ -89,9 +89,9 @@ def test_each_event_has_a_list_of_its_own_and_a_close_has_none(board: Scoreboard
 def test_names_and_principals_are_counted_by_what_became_of_them(board: Scoreboard) -> None:
     for row in board.workers:
         recent = Recent(row)
-        recent.opened(record("a", principal="t/x"), 1.0)
-        recent.opened(record("b", principal="t/x"), 1.0)
-        recent.opened(record("a", principal="t/y"), 1.0)
+        recent.opened(record("a", principal="t/x"))
+        recent.opened(record("b", principal="t/x"))
+        recent.opened(record("a", principal="t/y"))
         recent.ended(record("c", principal="t/z"), 1.0)
         recent.publish()
     assert Remembered(board.workers).top(2) == {
@@ -105,14 +105,14 @@ def test_names_and_principals_are_counted_by_what_became_of_them(board: Scoreboa
 def test_a_successor_goes_on_with_the_counts_of_a_worker_that_died(board: Scoreboard) -> None:
     for _ in range(2):
         recent = Recent(board.workers[0])
-        recent.opened(record("a"), 1.0)
+        recent.opened(record("a"))
         recent.publish()
     assert Remembered(board.workers).top(1)["openedNames"] == [Counted("a", 2, 0)]
 
 
 def test_nothing_new_is_not_written(board: Scoreboard) -> None:
     recent = Recent(board.workers[0])
-    recent.opened(record("a"), 1.0)
+    recent.opened(record("a"))
     recent.publish()
     bulletin.write(board.workers[0].bulletin, b"")
     recent.publish()
