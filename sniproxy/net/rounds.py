@@ -20,6 +20,9 @@ _BATCH: Final = 256
 
 Handler = Callable[[int], None]
 
+# As in the ledger: a constant of the module's own is at hand.
+_now: Final = monotonic
+
 
 def _nothing() -> None:
     """What is to be done at the end of a round, until somebody says."""
@@ -41,7 +44,7 @@ class Rounds:
 
         What it returns are the events of descriptors without a handler: number and epoll mask.
         """
-        end = inf if timeout is None else monotonic() + timeout
+        end = inf if timeout is None else _now() + timeout
         self.is_due = False
         self.on_end()
         while True:
@@ -51,7 +54,7 @@ class Rounds:
             if others or self.is_due:
                 return others
             if end != inf:
-                timeout = end - monotonic()
+                timeout = end - _now()
                 if timeout <= 0.0:
                     return others
 
