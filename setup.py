@@ -60,6 +60,11 @@ HOT_PATH = (
 if os.environ.get("SNIPROXY_COMPILE") == "1":
     from mypyc.build import mypycify
 
-    setup(ext_modules=mypycify(["--strict", *(f"sniproxy/{module}.py" for module in HOT_PATH)], opt_level="3"))
+    extensions = mypycify(["--strict", *(f"sniproxy/{module}.py" for module in HOT_PATH)], opt_level="3")
+    for extension in extensions:
+        # The modules call each other inside one library. If its symbols were for others, too, each of these calls would
+        # look its target up in a table.
+        extension.extra_compile_args += ["-fvisibility=hidden", "-fno-plt"]
+    setup(ext_modules=extensions)
 else:
     setup()
