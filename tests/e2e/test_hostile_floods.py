@@ -92,7 +92,7 @@ class TestPeersThatDoNotRead:
             with ThreadPoolExecutor(1) as pool:
                 sending = pool.submit(send_stream, writer, 1, self.SIZE)
                 wait_until(lambda: not select.select([], [writer], [], 0.3)[1], "a writer that cannot go on")
-                siege.has_kept_within(MIB)
+                siege.has_kept_within(2 * MIB)  # the first that flows brings a MiB of the program itself into memory
                 siege.serves_others(8 * MIB)
                 assert not sending.done()
                 assert receive_stream(reader, self.SIZE) == sending.result()
