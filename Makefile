@@ -44,7 +44,7 @@ peers: ## bring the real peers that the tests want, where the machine lets us
 
 COMPILED := build/compiled
 
-$(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py')
+$(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py' -o -name '*.c')
 	rm -rf $@ build/lib* build/temp* build/bdist*
 	SNIPROXY_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target $@ .
 	@touch $@

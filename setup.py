@@ -12,7 +12,7 @@ net/nameservers is left out, because in it `asyncio.timeout` does not end what i
 
 import os
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 HOT_PATH = (
     "wire/need_more",
@@ -65,6 +65,6 @@ if os.environ.get("SNIPROXY_COMPILE") == "1":
         # The modules call each other inside one library. If its symbols were for others, too, each of these calls would
         # look its target up in a table.
         extension.extra_compile_args += ["-fvisibility=hidden", "-fno-plt"]
-    setup(ext_modules=extensions)
+    setup(ext_modules=[*extensions, Extension("sniproxy.net._calls", ["sniproxy/net/_calls.c"])])
 else:
     setup()

@@ -54,8 +54,8 @@ def serve(ledger: Ledger, connections: int) -> None:
         ledger.hello_read(record)
         meter.dns_cache_hit(1.0)
         ledger.opened(record, record.began)
-        meter.received(517)
-        meter.sent(1000)
+        meter.received.add(517)
+        meter.sent.add(1000)
         record.end(done)
         ledger.finish(record)
         meter.settle()  # a worker does so once for all that it did in a round

@@ -26,13 +26,13 @@ from sniproxy.intake import Door, HeaderMode
 from sniproxy.ledger import Ledger
 from sniproxy.limits import LimitTable
 from sniproxy.live import LiveConnections
+from sniproxy.net.calls import Socket
 from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Acceptor, Peer, Trust
 from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.resolver import Resolver
-from sniproxy.net.sockets import Socket
+from sniproxy.net.resolver import Resolver, ResolverObserver
 from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog
@@ -92,7 +92,8 @@ class _Worker:
         self._recent = Recent(self._row)
         self._undecided = UndecidedCounts(task.board.workers, self._row)
         self._connections: set[Strand] = set()
-        self._all_ended = asyncio.Event()
+        self._is_draining = False
+        self._all_ended = asyncio.Event()  # while draining
         self._draining = asyncio.Event()
         self._others = [row.slots for row in task.board.workers if row is not self._row]
         self._active = slot_of(ACTIVE)
@@ -204,7 +205,7 @@ class _Worker:
 
     def _ended(self, connection: Strand) -> None:
         self._connections.discard(connection)
-        if not self._connections:
+        if self._is_draining and not self._connections:
             self._all_ended.set()
 
     def _has_room(self) -> bool:
@@ -219,7 +220,7 @@ class _Worker:
         if not self._connections:
             return
         _log.info("draining", connections=len(self._connections), seconds=seconds)
-        self._all_ended.clear()
+        self._is_draining = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_ended.wait(), seconds)
             return
@@ -263,7 +264,7 @@ def _door(listener: Listener) -> Door:
     )
 
 
-class _DnsObserver:
+class _DnsObserver(ResolverObserver):
     """Tells the metrics what the resolver does."""
 
     def __init__(self, meter: Meter) -> None:

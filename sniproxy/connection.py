@@ -19,6 +19,7 @@ from sniproxy.ledger import Ledger
 from sniproxy.limits import Limiter, OverLimit
 from sniproxy.live import Connection, LiveConnections
 from sniproxy.names import ServerName
+from sniproxy.net.calls import Socket
 from sniproxy.net.dial import Connected, dial
 from sniproxy.net.dns_cache import Answer, FailureKind
 from sniproxy.net.guard import Endpoint, Guard, Vetted
@@ -27,7 +28,7 @@ from sniproxy.net.pipes import PipePool
 from sniproxy.net.readiness import Readiness
 from sniproxy.net.relay import Relay
 from sniproxy.net.resolver import ResolutionError, Resolver
-from sniproxy.net.sockets import Socket, cut_off, hang_up, reset
+from sniproxy.net.sockets import cut_off, hang_up, reset
 from sniproxy.net.strand import Pending, turn
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Event, Reason
@@ -64,7 +65,7 @@ class Snapshot:
         upstream, timeouts = config.upstream, config.timeouts
         self.engine: Final = engine
         self.guard: Final = guard
-        self.hosts: Final = upstream.hosts
+        self.hosts: Final = dict(upstream.hosts)
         self.port: Final = upstream.port
         self.connect_timeout: Final = upstream.connect_timeout
         self.hello_timeout: Final = timeouts.client_hello
@@ -155,7 +156,7 @@ class Proxy:
         finally:
             record.received = intake.received
             intake.release()
-        connection.head = bytes(intake.replay)
+        connection.head = intake.head
         self.ledger.opened(record, upstream.since)
         return upstream
 

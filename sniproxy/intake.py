@@ -12,9 +12,9 @@ from typing import Final
 
 from sniproxy.identity.evidence import IdentityError, TlvTypes, establish
 from sniproxy.identity.spiffe import Identity
+from sniproxy.net.calls import Socket
 from sniproxy.net.listener import Peer, Trust
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.sockets import Socket
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.value import Value
@@ -134,6 +134,11 @@ class Intake:
     def received(self) -> int:
         """How many bytes have come from behind the PROXY header."""
         return len(self.replay) + len(self._unread) if self._behind_header else 0
+
+    @property
+    def head(self) -> bytes:
+        """What goes upstream first."""
+        return self.replay if isinstance(self.replay, bytes) else bytes(self.replay)
 
     def begin(self) -> None:
         """Take what came with the connection: nearly always all there is to come. Raises ConnectionEndedError."""

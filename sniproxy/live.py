@@ -10,8 +10,8 @@ from collections.abc import Callable
 import structlog
 
 from sniproxy.limits import Lease
+from sniproxy.net.calls import Socket
 from sniproxy.net.relay import Relay
-from sniproxy.net.sockets import Socket
 from sniproxy.outcome import Reason
 from sniproxy.policy.model import Denied
 from sniproxy.record import Record

@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 
 from sniproxy.live import Connection, LiveConnections
+from sniproxy.net.calls import Socket
 from sniproxy.net.relay import Relay
-from sniproxy.net.sockets import Socket
 from sniproxy.outcome import Reason
 from sniproxy.policy.model import NO_GROUND, Denied
 from sniproxy.record import Record

@@ -20,6 +20,8 @@ SCHEME: Final = "spiffe://"
 MAX_LENGTH: Final = 2048  # bytes, scheme included (section 2.3)
 MAX_TRUST_DOMAIN: Final = 255  # section 2.3
 
+_SMALL: Final = (1 << 60) - 1  # an integer that mypyc keeps in a register
+
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]+", re.ASCII)  # section 2.1: no userinfo and no port either
 _PATH_SEGMENT = re.compile(r"[a-zA-Z0-9._-]+", re.ASCII)  # section 2.2
 
@@ -49,6 +51,7 @@ class Principal:
     service_account: str = field(init=False, repr=False, compare=False)
     text: str = field(init=False, repr=False, compare=False)
     encoded: bytes = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive once what every connection asks for."""
@@ -58,10 +61,11 @@ class Principal:
         object.__setattr__(self, "service_account", _service_account(self.path))
         object.__setattr__(self, "text", self.trust_domain + self.path)
         object.__setattr__(self, "encoded", self.text.encode())
+        object.__setattr__(self, "_hash", hash(self.text) & _SMALL)
 
     def __hash__(self) -> int:
-        """By the text, whose own hash is remembered: principals are looked up for every connection."""
-        return hash(self.text)
+        """By the text, worked out once: principals are looked up for every connection."""
+        return self._hash
 
     def __reduce__(self) -> tuple[Callable[[str], "Principal"], tuple[str]]:
         """Pickled as its text, for what is frozen cannot be filled in; and nothing unparsed comes back."""

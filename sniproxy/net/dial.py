@@ -15,23 +15,20 @@ from typing import Final
 
 from sniproxy.config.units import host_and_port
 from sniproxy.names import ServerName
+from sniproxy.net.calls import Socket, connect
 from sniproxy.net.guard import Endpoint
 from sniproxy.net.readiness import WRITABLE, Readiness
-from sniproxy.net.sockets import Socket
+from sniproxy.net.rounds import Watcher
 from sniproxy.net.strand import Pending
-from sniproxy.net.timers import UNARMED, Timer
+from sniproxy.net.timers import UNARMED
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.policy.model import Permit
 
 # RFC 8305 section 5 recommends 250 ms.
 ATTEMPT_DELAY = 0.25
 
-_STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-_TCP: Final = int(socket.IPPROTO_TCP)
-_NODELAY: Final = int(socket.TCP_NODELAY)
-_QUICKACK: Final = int(socket.TCP_QUICKACK)
+_connect: Final = connect  # compiled, what is imported would be looked up by its name each time
 _BROKEN: Final = EPOLLERR | EPOLLHUP
-_UNDER_WAY: Final = (0, int(errno.EINPROGRESS))
 
 
 class Connected:
@@ -53,35 +50,44 @@ class Connected:
 class _Attempt:
     """One connect(2)."""
 
-    __slots__ = ("_race", "endpoint", "events", "socket")
+    __slots__ = ("endpoint", "events", "fd", "socket")
 
-    def __init__(self, endpoint: Endpoint, sock: Socket, race: "_Race") -> None:
+    def __init__(self, endpoint: Endpoint, sock: Socket) -> None:
         self.endpoint = endpoint
         self.socket = sock
+        self.fd = sock.fileno()
         self.events = 0
-        self._race = race
 
-    def __call__(self, events: int) -> None:
-        self.events |= events
-        if not events & WRITABLE:
-            return
-        error = 0
-        if events & _BROKEN:
-            # Both ways are closed already. Without an error of its own, it was reset before we came to look.
-            error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
-        self._race.settle(self, error)
+    def error(self) -> int:
+        """Why it has failed, by its events; 0 if it is connected."""
+        if not self.events & _BROKEN:
+            return 0
+        # Both ways are closed already. Without an error of its own, it was reset before we came to look.
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
 
 
-class _Race(Timer):
+class _Race(Watcher):
     """The attempts of one dial, and the timer of the next step."""
 
-    __slots__ = ("_deadline", "_failures", "_name", "_readiness", "_running", "_timeout", "_waiting", "began", "winner")
+    __slots__ = (
+        "_deadline",
+        "_endpoints",
+        "_failures",
+        "_name",
+        "_next",
+        "_readiness",
+        "_running",
+        "_timeout",
+        "began",
+        "winner",
+    )
 
-    def __init__(self, name: ServerName, endpoints: list[Endpoint], timeout: float, readiness: Readiness) -> None:
+    def __init__(self, name: ServerName, endpoints: Sequence[Endpoint], timeout: float, readiness: Readiness) -> None:
         self.winner: Pending[_Attempt] = Pending()
         self.slot = UNARMED
         self._name = name
-        self._waiting = endpoints[::-1]
+        self._endpoints = endpoints
+        self._next = 0  # of them, to be tried
         self._running: list[_Attempt] = []
         self._failures: list[tuple[Endpoint, int]] = []
         self._readiness = readiness
@@ -91,15 +97,16 @@ class _Race(Timer):
 
     def start_next(self) -> None:
         """Start attempts until one more is under way, and set the timer of what comes after it."""
-        while self._waiting:
-            endpoint = self._waiting.pop()
+        while self._next < len(self._endpoints):
+            endpoint = self._endpoints[self._next]
+            self._next += 1
             error = self._start(endpoint)
             if error == 0:
                 break
             self._failures.append((endpoint, error))
         if not self._running:
             self._lose()
-        elif self._waiting:
+        elif self._next < len(self._endpoints):
             left = self._deadline - self._readiness.loop.time()
             self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left))
         else:
@@ -108,29 +115,29 @@ class _Race(Timer):
     def _start(self, endpoint: Endpoint) -> int:
         """Begin to connect. The errno if that failed at once."""
         try:
-            sock = Socket(endpoint.family, _STREAM)
+            sock = _connect(endpoint.family, endpoint.host, endpoint.port)
         except OSError as error:
             return error.errno or errno.EIO
+        attempt = _Attempt(endpoint, sock)
         try:
-            sock.setsockopt(_TCP, _NODELAY, 1)
-            # The hello is at hand, and acknowledges the handshake on its way: a packet less. It holds for that one
-            # acknowledgement, which the kernel sends alone after 200 ms if nothing else goes out (tcp(7)).
-            sock.setsockopt(_TCP, _QUICKACK, 0)
-            error_number = sock.connect_ex((endpoint.host, endpoint.port))
-            if error_number in _UNDER_WAY:
-                attempt = _Attempt(endpoint, sock, self)
-                self._readiness.watch(sock.fileno(), attempt, room=True)
-                self._running.append(attempt)
-                return 0
+            self._readiness.watch(attempt.fd, self, room=True)
         except OSError as error:
-            error_number = error.errno or errno.EIO
-        sock.close()
-        return error_number
+            sock.close()
+            return error.errno or errno.EIO
+        self._running.append(attempt)
+        return 0
 
-    def settle(self, attempt: _Attempt, error: int) -> None:
+    def on_events(self, fd: int, events: int) -> None:
+        for attempt in self._running:
+            if attempt.fd == fd:
+                attempt.events |= events
+                if events & WRITABLE and not self.winner.is_done:
+                    self._settle(attempt)
+                return
+
+    def _settle(self, attempt: _Attempt) -> None:
         """An attempt has connected or failed. Runs inside a dispatch, so the next one starts after it."""
-        if self.winner.is_done or attempt not in self._running:
-            return
+        error = attempt.error()
         if error == 0:
             self.winner.succeed(attempt)
             return
@@ -164,7 +171,7 @@ class _Race(Timer):
         self._running.clear()
 
     def _close(self, attempt: _Attempt) -> None:
-        self._readiness.forget(attempt.socket.fileno())
+        self._readiness.forget(attempt.fd)
         attempt.socket.close()
 
 
@@ -184,10 +191,10 @@ async def dial(permit: Permit, endpoints: Sequence[Endpoint], timeout: float, re
     return Connected(winner.socket, winner.endpoint, winner.events, race.began)
 
 
-def interleave(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+def interleave(endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
     """RFC 8305 section 4: families alternate, IPv6 first, each in the order of the answer."""
     if len(endpoints) == 1:
-        return list(endpoints)
+        return endpoints
     six = [endpoint for endpoint in endpoints if endpoint.family == socket.AF_INET6]
     four = [endpoint for endpoint in endpoints if endpoint.family == socket.AF_INET]
     return [endpoint for endpoint in chain.from_iterable(zip_longest(six, four)) if endpoint is not None]

@@ -1,7 +1,7 @@
 """The event loop of a worker: asyncio's, with rounds for connections where it would wait for events.
 
 Timers, signals, name servers and the supervisor's pipes are asyncio's as anywhere. What belongs to a connection has a
-handler in `Rounds`, and asyncio never hears of it.
+watcher in `Rounds`, and asyncio never hears of it.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from selectors import EVENT_READ, EVENT_WRITE, EpollSelector, SelectorKey
 from time import monotonic
 from typing import TypeVarTuple
 
+from sniproxy.net.calls import Epoll
 from sniproxy.net.rounds import Rounds
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -60,14 +61,14 @@ class _Selector(EpollSelector):
     def __init__(self, on_fault: Callable[[Exception], None]) -> None:
         super().__init__()
         # By a descriptor of its own: the one that we have is not ours to share.
-        self.rounds = Rounds(select.epoll.fromfd(os.dup(self.fileno())), on_fault)
+        self.rounds = Rounds(Epoll.fromfd(os.dup(self.fileno())), on_fault)
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         ready = []
         keys = self.get_map()
         for fd, events in self.rounds.serve(timeout):
             key = keys.get(fd)
-            if key is not None:  # nobody's, if a handler was forgotten in the round in which its event came
+            if key is not None:  # nobody's, if a watcher was forgotten in the round in which its event came
                 # An error or a hang-up is told to whoever waits, for either.
                 readable = EVENT_READ if events & ~select.EPOLLOUT else 0
                 writable = EVENT_WRITE if events & ~select.EPOLLIN else 0

@@ -13,13 +13,14 @@ import stat
 import struct
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import Network, TcpAddress, Uid, UnixAddress
 from sniproxy.memo import Memo
+from sniproxy.net.calls import Socket, accept
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.sockets import Socket, accept
+from sniproxy.net.rounds import Watcher
 from sniproxy.value import Value
 
 _BACKLOG = 4096
@@ -36,6 +37,7 @@ _GROWTH: Final = 1.125
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_SECONDS = 0.1
 
+_accept: Final = accept  # compiled, what is imported would be looked up by its name each time
 _UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred, unix(7)
 
 
@@ -161,7 +163,7 @@ def _remove_stale(path: str) -> None:
 OnConnection = Callable[[Socket, Peer], None]
 
 
-class Acceptor:
+class Acceptor(Watcher):
     """Accepts what comes to one listening socket, a burst in a round.
 
     When there is no descriptor left it neither spins nor lets the queue grow old: the spare descriptor makes room to
@@ -186,7 +188,7 @@ class Acceptor:
         self._resumption: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._readiness.listen(self._sock.fileno(), self._accept_burst)
+        self._readiness.listen(self._sock.fileno(), self)
 
     def drain(self) -> None:
         """Take what waits in the queue, then stop listening."""
@@ -206,7 +208,7 @@ class Acceptor:
             os.close(self._spare)
             self._spare = None
 
-    def _accept_burst(self, _events: int) -> None:
+    def on_events(self, _fd: int, _events: int) -> None:
         """Accept until the queue is empty or the burst is used up.
 
         The next burst is as long as one that found the end, and a little longer than one that found enough: at a low
@@ -221,20 +223,21 @@ class Acceptor:
     def _accept(self) -> bool:
         """Accept one connection. False when none waits."""
         try:
-            sock, address = accept(self._sock, self._family)
-        except BlockingIOError:
-            return False
+            accepted = _accept(self._sock, self._family)
         except OSError as error:
             # The peer is gone already (ECONNABORTED and the network errors that accept(2) passes on): next, please.
             return self._shed() if error.errno in _NO_ROOM else True
-        self._on_connection(sock, self._peer(sock, address))
+        if accepted is None:
+            return False
+        sock, ip = accepted
+        self._on_connection(sock, self._peer(sock, ip))
         return True
 
-    def _peer(self, sock: Socket, address: Any) -> Peer:
+    def _peer(self, sock: Socket, ip: str) -> Peer:
         if self._is_unix:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
             return Peer("", _UCRED.unpack(credentials)[1])
-        return Peer(address[0])
+        return Peer(ip)
 
     def _shed(self) -> bool:
         """Accept and close one connection with the spare descriptor, or pause. False when none waits."""
@@ -242,15 +245,16 @@ class Acceptor:
             os.close(self._spare)
             self._spare = None
             try:
-                sock, address = accept(self._sock, self._family)
-            except BlockingIOError:
-                # accept(2) looks for a descriptor first: what it says without one is not that anybody waits.
-                self._spare = _spare_descriptor()
-                return False
+                accepted = _accept(self._sock, self._family)
             except OSError:
                 pass  # it was not for want of a descriptor of ours
             else:
-                self._on_shed(self._peer(sock, address))
+                if accepted is None:
+                    # accept(2) looks for a descriptor first: what it says without one is not that anybody waits.
+                    self._spare = _spare_descriptor()
+                    return False
+                sock, ip = accepted
+                self._on_shed(self._peer(sock, ip))
                 sock.close()
                 self._spare = _spare_descriptor()
         if self._spare is not None:

@@ -1,13 +1,13 @@
 """Readiness of many sockets, without an event loop handle an event.
 
 Every socket of a connection is watched edge-triggered and registered once. So it costs one epoll_ctl for its whole
-life, or two if it has to wait for room to write, and an event costs a dictionary look-up.
+life, or two if it has to wait for room to write, and an event costs a place in a list.
 
 The rules that edge-triggering asks for:
 
-- An event is a hint. A handler finds out by reading or writing what there is, and treats EAGAIN as an answer.
-- A handler never closes a socket that is watched: a number that comes back from the kernel inside one batch of events
-  would receive its predecessor's. Handlers wake strands, which act after the batch.
+- An event is a hint. A watcher finds out by reading or writing what there is, and treats EAGAIN as an answer.
+- A watcher never closes a socket that is watched: a number that comes back from the kernel inside one batch of events
+  would receive its predecessor's. Watchers wake strands, which act after the batch.
 - Closing a descriptor takes it out of the epoll, for no process shares it; `forget` comes first.
 """
 
@@ -15,8 +15,8 @@ import asyncio
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
-from sniproxy.net.rounds import Handler, Rounds
-from sniproxy.net.timers import UNARMED, Timer, TimerWheel
+from sniproxy.net.rounds import Rounds, Watcher
+from sniproxy.net.timers import UNARMED, TimerWheel
 
 _EDGES: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 _EDGES_AND_ROOM: Final = _EDGES | EPOLLOUT
@@ -29,26 +29,37 @@ HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 
 class Readiness:
-    """Calls a handler with the epoll events of its descriptor."""
+    """Tells watchers of the epoll events of their descriptors."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rounds: Rounds, timers: TimerWheel) -> None:
         self.loop = loop
         self.timers = timers
         self._epoll = rounds.epoll
-        self._handlers = rounds.handlers
+        self._watchers = rounds.watchers
 
-    def watch(self, fd: int, handler: Handler, *, room: bool = False) -> bool:
-        """Hand the events of `fd` to `handler` from now on; with `room`, also that it can be written to.
+    def watch(self, fd: int, watcher: Watcher, *, room: bool = False) -> bool:
+        """Tell `watcher` of the events of `fd` from now on; with `room`, also that it can be written to.
 
         True if the descriptor is new here: the kernel then reports what is ready already. False if it had a
-        handler before: an edge may have gone to that one, and the new owner must look for itself.
+        watcher before: an edge may have gone to that one, and the new owner must look for itself.
         """
-        is_new = fd not in self._handlers
+        is_new = not self._is_watched(fd)
         if is_new:
-            # First, for it may fail: a handler that stayed would let the number's next owner wait for ever.
+            # First, for it may fail: a watcher that stayed would let the number's next owner wait for ever.
             self._epoll.register(fd, _EDGES_AND_ROOM if room else _EDGES)
-        self._handlers[fd] = handler
+        self._set(fd, watcher)
         return is_new
+
+    def _is_watched(self, fd: int) -> bool:
+        # The kernel gives the smallest number that is free, so that the list is as long as there are descriptors. A
+        # closed socket's is -1, which a list would take for its last place.
+        return 0 <= fd < len(self._watchers) and self._watchers[fd] is not None
+
+    def _set(self, fd: int, watcher: Watcher) -> None:
+        watchers = self._watchers
+        while len(watchers) <= fd:
+            watchers.append(None)
+        watchers[fd] = watcher
 
     def tell_of_room(self, fd: int) -> None:
         """Tell of room to write, too, from now on, and at once if there is some.
@@ -58,24 +69,25 @@ class Readiness:
         self._epoll.modify(fd, _EDGES_AND_ROOM)
 
     def forget(self, fd: int) -> None:
-        """Drop the handler of a descriptor that is about to be closed."""
-        if fd in self._handlers:
-            del self._handlers[fd]
+        """Drop the watcher of a descriptor that is about to be closed."""
+        if self._is_watched(fd):
+            self._watchers[fd] = None
 
-    def listen(self, fd: int, handler: Handler) -> None:
-        """Call `handler` in each round in which connections wait at the listening socket `fd`."""
+    def listen(self, fd: int, watcher: Watcher) -> None:
+        """Tell `watcher` in each round in which connections wait at the listening socket `fd`."""
         self._epoll.register(fd, EPOLLIN)
-        self._handlers[fd] = handler
+        self._set(fd, watcher)
 
     def ignore(self, fd: int) -> None:
         """Take the listening socket `fd` out again; nothing happens if it is out."""
-        if self._handlers.pop(fd, None) is not None:
+        if self._is_watched(fd):
+            self._watchers[fd] = None
             self._epoll.unregister(fd)
 
     async def edge(self, fd: int, deadline: int) -> None:
         """Wait until something happens on `fd`. Raises TimeoutError at the tick `deadline`."""
         waiter = _Waiter(self.loop.create_future())
-        self.watch(fd, waiter.wake)
+        self.watch(fd, waiter)
         self.timers.arm_at(waiter, deadline)
         try:
             await waiter.future
@@ -85,7 +97,7 @@ class Readiness:
             del waiter
 
 
-class _Waiter(Timer):
+class _Waiter(Watcher):
     """One coroutine that waits for one descriptor, or for its deadline."""
 
     __slots__ = ("future",)
@@ -94,7 +106,7 @@ class _Waiter(Timer):
         self.future = future
         self.slot = UNARMED
 
-    def wake(self, _events: int) -> None:
+    def on_events(self, _fd: int, _events: int) -> None:
         if not self.future.done():
             self.future.set_result(None)
 

@@ -19,15 +19,15 @@ What must hold, whatever the order of events:
 
 import os
 import socket
-from collections.abc import Callable
 from select import EPOLLERR, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
+from sniproxy.net.calls import Socket
 from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
-from sniproxy.net.sockets import Socket
+from sniproxy.net.rounds import Watcher
 from sniproxy.net.strand import Pending
-from sniproxy.net.timers import TICK, UNARMED, Timer
+from sniproxy.net.timers import TICK, UNARMED
 from sniproxy.outcome import Reason
 from sniproxy.usual import CLIENT_RESET, DONE, UPSTREAM_RESET
 from sniproxy.wire.hello_retry import ChangedHelloError, HelloWatch
@@ -51,11 +51,19 @@ _ERROR: Final = EPOLLERR
 _BUDGET: Final = 16
 
 
+class Tally:
+    """What counts the bytes of all connections, in one direction."""
+
+    __slots__ = ()
+
+    def add(self, amount: float) -> None:
+        raise NotImplementedError
+
+
 class _Flow:
     """One direction."""
 
     __slots__ = (
-        "count",
         "flowing",
         "has_turn",
         "hears_of_room",
@@ -69,14 +77,15 @@ class _Flow:
         "reset",
         "sink",
         "source",
+        "tally",
     )
 
-    def __init__(self, source: Socket, sink: Socket, reset: Reason, count: Callable[[int], None]) -> None:
+    def __init__(self, source: Socket, sink: Socket, reset: Reason, tally: Tally) -> None:
         self.source = source
         self.sink = sink
         self.hears_of_room = False  # an event will say when the sink takes bytes again
         self.reset = reset  # the outcome if the source is reset
-        self.count = count  # told of the bytes that reached the sink
+        self.tally = tally  # of the bytes that reached the sink
         self.moved = 0
         self.pending: bytes | memoryview = b""
         self.pipe: Pipe | None = None
@@ -93,12 +102,13 @@ class _Flow:
         return self.moved + len(self.pending) + self.piped
 
 
-class Relay(Timer):
+class Relay(Watcher):
     """Relays between two connected, non-blocking sockets. `start` it once, and `close` it; it closes no socket."""
 
     __slots__ = (
         "_done",
         "_down",
+        "_down_fd",
         "_idle",
         "_outcome",
         "_pipes",
@@ -118,17 +128,18 @@ class Relay(Timer):
         readiness: Readiness,
         pipes: PipePool,
         idle: float,
-        count_received: Callable[[int], None],
-        count_sent: Callable[[int], None],
+        received: Tally,
+        sent: Tally,
     ) -> None:
         self._down = downstream
+        self._down_fd = downstream.fileno()
         self._up = upstream
         self._readiness = readiness
         self._timers = readiness.timers
         self._pipes = pipes
         self._idle = idle
-        self._request = _Flow(downstream, upstream, CLIENT_RESET, count_received)
-        self._response = _Flow(upstream, downstream, UPSTREAM_RESET, count_sent)
+        self._request = _Flow(downstream, upstream, CLIENT_RESET, received)
+        self._response = _Flow(upstream, downstream, UPSTREAM_RESET, sent)
         self._done: Pending[Reason] = Pending()
         self._outcome = DONE
         self._touched = 0
@@ -181,8 +192,8 @@ class Relay(Timer):
 
     def _start(self, heard: int) -> None:
         readiness = self._readiness
-        readiness.watch(self._up.fileno(), self._on_upstream)
-        is_new = readiness.watch(self._down.fileno(), self._on_downstream)
+        readiness.watch(self._up.fileno(), self)
+        is_new = readiness.watch(self._down_fd, self)
         if self._flush(self._request) and not is_new:
             # It was watched while we waited for the hello: edges may have gone by.
             self._pump(self._request, ended=True)
@@ -190,15 +201,12 @@ class Relay(Timer):
             self._response.is_ending = heard & _ENDING == _ORDERLY
             self._pump(self._response, ended=True)
 
-    def _on_downstream(self, events: int) -> None:
-        self._on_events(events, self._request, self._response)
-
-    def _on_upstream(self, events: int) -> None:
-        self._on_events(events, self._response, self._request)
-
-    def _on_events(self, events: int, from_it: _Flow, to_it: _Flow) -> None:
+    def on_events(self, fd: int, events: int) -> None:
         if self._done.is_done:
             return
+        from_it, to_it = self._request, self._response
+        if fd != self._down_fd:
+            from_it, to_it = to_it, from_it
         self._touched = self._timers.next_tick
         if events & WRITABLE and (to_it.pending or to_it.piped):
             # What kept this flow from reading is gone, so it must look for what came meanwhile.
@@ -318,7 +326,7 @@ class Relay(Timer):
             return False
         if sent:
             flow.moved += sent
-            flow.count(sent)
+            flow.tally.add(sent)
         if sent == len(data):
             return True
         flow.pending = bytes(data[sent:])
@@ -339,7 +347,7 @@ class Relay(Timer):
                 return False
             flow.piped -= sent
             flow.moved += sent
-            flow.count(sent)
+            flow.tally.add(sent)
         return True
 
     def _await_room(self, flow: _Flow) -> None:

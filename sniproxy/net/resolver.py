@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import dns.rdatatype
 
@@ -44,8 +44,8 @@ _RECORD_TYPES = {
 }
 
 
-class ResolverObserver(Protocol):
-    """Told what the resolver does, for the metrics. Each method must return at once and not raise."""
+class ResolverObserver:
+    """Told what the resolver does, for the metrics; this one keeps it to itself. No method may wait or raise."""
 
     def hit(self) -> None:
         """A question was answered from memory, be it by a failure."""
@@ -58,13 +58,6 @@ class ResolverObserver(Protocol):
 
     def lookup(self, seconds: float, result: str) -> None:
         """A lookup has come to `ok`, or to the value of a FailureKind."""
-
-
-class _Unobserved:
-    def hit(self) -> None: ...
-    def miss(self) -> None: ...
-    def stale(self) -> None: ...
-    def lookup(self, seconds: float, result: str) -> None: ...
 
 
 class ResolutionError(Exception):
@@ -94,7 +87,7 @@ class Resolver:
         if sockets is None:
             sockets = question_sockets(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._nameservers = Nameservers(settings.nameservers or system_nameservers(), settings.timeout, sockets)
-        self._observer = observer or _Unobserved()
+        self._observer = observer or ResolverObserver()
         self._clock = clock
         self._cache = DnsCache(settings.cache_size, settings.stale_ttl)
         self._lookups: dict[ServerName, asyncio.Task[Entry]] = {}

@@ -1,8 +1,4 @@
-"""The sockets of connections, and the ways to close one.
-
-A connection's sockets are of the kernel's own kind, `socket.SocketType`. The class `socket.socket` around it adds a
-dictionary to each, and Python code to every accept, creation and close: a tenth of what a short connection costs us.
-"""
+"""The ways to close the socket of a connection."""
 
 import asyncio
 import contextlib
@@ -10,8 +6,8 @@ import fcntl
 import socket
 import struct
 import termios
-from typing import Any, Final
 
+from sniproxy.net.calls import Socket
 from sniproxy.net.readiness import Readiness
 
 # A refused client has this long to hang up, and may send this much meanwhile, before it is cut off.
@@ -25,22 +21,7 @@ _FLUSH_STEP = 0.05
 # The first byte of struct tcp_info, tcpi_state: TCP_CLOSE of include/net/tcp_states.h.
 _TCP_CLOSE = b"\x07"
 
-_STREAM: Final = int(socket.SOCK_STREAM)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-Socket = socket.SocketType
-
-
-def accept(listener: socket.socket, family: int) -> tuple[Socket, Any]:
-    """The next connection of a listening socket of `family`, non-blocking, and its address in Python's form.
-
-    Raises OSError, as accept(2) does.
-    """
-    # What socket.socket.accept() is made of.
-    accepted: tuple[int, Any] = listener._accept()  # type: ignore[attr-defined]
-    sock = Socket(family, _STREAM, 0, accepted[0])
-    sock.setblocking(False)
-    return sock, accepted[1]
 
 
 async def hang_up(sock: Socket, farewell: bytes, readiness: Readiness) -> None:

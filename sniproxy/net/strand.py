@@ -14,7 +14,6 @@ in it, so asyncio.timeout and asyncio.wait_for have no place there: deadlines ar
 """
 
 import asyncio
-import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Final, Generic, TypeVar, cast
 
@@ -24,10 +23,21 @@ T = TypeVar("T")
 _TURNS_A_ROUND: Final = 4
 
 
-@types.coroutine
-def turn() -> Generator[None, None, None]:
+class Turn:
+    """What a strand awaits to have a turn; there is but one of it."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+_TURN: Final = Turn()
+
+
+def turn() -> Turn:
     """Let the others come this far, and go on with them."""
-    yield
+    return _TURN
 
 
 class Pending(Generic[T]):

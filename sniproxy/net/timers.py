@@ -1,10 +1,12 @@
 """One coarse timer for every deadline of every connection.
 
-A timer of the event loop costs 0.6 KB and a heap entry a connection; here an entry is a place in a set, and one
-callback a tick looks at the sets that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
+A timer of the event loop costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one
+callback a tick looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
 for anything finer. While nothing is armed nothing ticks.
 
-An owner is its own entry: it is a Timer, and in one slot at most.
+An owner is its own entry: it is a Timer, and in one ring at most. A ring is linked through its timers (Varghese and
+Lauck, Hashed and Hierarchical Timing Wheels, 1987), so that to arm and to disarm one is a few pointers, and neither
+asks for memory nor for a hash.
 """
 
 import asyncio
@@ -18,9 +20,11 @@ UNARMED: Final = -1
 
 
 class Timer:
-    """What a timer wheel can let expire. Its `slot` is the wheel's, and UNARMED to begin with."""
+    """What a timer wheel can let expire. Its `slot` is UNARMED to begin with; the rest is the wheel's."""
 
-    __slots__ = ("slot",)
+    __slots__ = ("after", "before", "slot")
+    after: "Timer | None"
+    before: "Timer | None"
     slot: int
 
     def expire(self) -> None:
@@ -28,23 +32,34 @@ class Timer:
         raise NotImplementedError
 
 
+class _Ring(Timer):
+    """Where a ring begins and ends: alone in it, its own neighbour."""
+
+    __slots__ = ()
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.after = self.before = self
+
+
 class TimerWheel:
     """Calls `expire()` of each armed timer within one tick after its time is up."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._slots: dict[int, set[Timer]] = {}
+        self._time = loop.time
+        self._rings: dict[int, _Ring] = {}  # by their slot; none is empty
         self.next_tick = self.now  # while any timer is armed, a clock that costs nothing to read
         self._ticking = False
 
     @property
     def now(self) -> int:
         """The current tick."""
-        return int(self._loop.time() / TICK)
+        return int(self._time() / TICK)
 
     def after(self, seconds: float) -> int:
         """The first tick that begins `seconds` from now, or later."""
-        return math.ceil((self._loop.time() + seconds) / TICK)
+        return math.ceil((self._time() + seconds) / TICK)
 
     def arm(self, timer: Timer, seconds: float) -> None:
         """Let `timer` expire in `seconds`, instead of when it would have."""
@@ -63,20 +78,25 @@ class TimerWheel:
             self.next_tick = self.now + 1
             self._loop.call_at(self.next_tick * TICK, self._tick)
         slot = max(slot, self.next_tick)
+        ring = self._rings.get(slot)
+        if ring is None:
+            ring = self._rings[slot] = _Ring(slot)
         timer.slot = slot
-        bucket = self._slots.get(slot)
-        if bucket is None:
-            self._slots[slot] = {timer}
-        else:
-            bucket.add(timer)
+        timer.before, timer.after = ring, ring.after
+        _neighbour(ring.after).before = timer
+        ring.after = timer
 
     def disarm(self, timer: Timer) -> None:
         """Forget `timer`; nothing happens if it is not armed."""
-        bucket = self._slots.get(timer.slot)
-        if bucket is not None:
-            bucket.discard(timer)
-            if not bucket:
-                del self._slots[timer.slot]  # what is left empty would keep the wheel turning
+        if timer.slot == UNARMED:
+            return
+        before, after = _neighbour(timer.before), _neighbour(timer.after)
+        before.after, after.before = after, before
+        if before is after:
+            # Nothing is left but the ring, which would keep the wheel turning, and itself.
+            del self._rings[timer.slot]
+            before.after = before.before = None
+        timer.before = timer.after = None
         timer.slot = UNARMED
 
     def _tick(self) -> None:
@@ -87,18 +107,22 @@ class TimerWheel:
             slot = self.next_tick
             self.next_tick += 1
             # Taken one by one, for each may disarm or put off others of its own tick.
-            due = self._slots.get(slot)
-            while due:
-                self._expire(due.pop())
-            self._slots.pop(slot, None)
-        self._ticking = bool(self._slots)
+            while (ring := self._rings.get(slot)) is not None:
+                self._expire(_neighbour(ring.after))
+        self._ticking = bool(self._rings)
         if self._ticking:
             self._loop.call_at(self.next_tick * TICK, self._tick)
 
     def _expire(self, timer: Timer) -> None:
-        timer.slot = UNARMED
+        self.disarm(timer)
         try:
             timer.expire()
         except Exception as error:
             # One that fails must not take the others' time-outs with it, now or later.
             self._loop.call_exception_handler({"message": "timer failed", "exception": error})
+
+
+def _neighbour(timer: Timer | None) -> Timer:
+    """Of a timer that is armed: there always is one."""
+    assert timer is not None  # noqa: S101 - of the wheel's own making
+    return timer

@@ -23,6 +23,7 @@ from sniproxy.usual import DENY, OPEN, SNI_CHANGED
 
 LEVELS: Final = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
 _UNKNOWN: Final = "unknown"
+_time: Final = time.time  # compiled, what is another module's would be looked up by its name each time
 _MAX_DETAIL: Final = 512
 _MAX_ALPN: Final = 128
 _PIPE_BUF: Final = select.PIPE_BUF
@@ -106,8 +107,9 @@ class LineFormat:
 class JsonLines(LineFormat):
     """Lines of JSON, with the names that Istio's logs use.
 
-    A line is put together from pieces of JSON: what is the same in all lines is encoded once, what recurs (callers,
-    rules, offers) is remembered, and every text is quoted by orjson unless we wrote it ourselves.
+    A line is put together from pieces of JSON: what is the same in all lines is encoded once, what recurs (names,
+    callers, rules, offers) is remembered with all that stands around it, and every text is quoted by orjson unless we
+    wrote it ourselves.
     """
 
     def __init__(self, identity: LogIdentity, process: str) -> None:
@@ -115,36 +117,58 @@ class JsonLines(LineFormat):
         instance, source, pod = map(_quoted, (identity.instance, identity.source, identity.pod))
         self._heads = {level: f'{{"level":"{level}","time":"' for level in LEVELS.values()}
         self._events = {
-            event: f'","instance":{instance},"connectionEvent":"{event.value}","connectionId":"{process}-'
+            event: f'Z","instance":{instance},"connectionEvent":"{event.value}","connectionId":"{process}-'
             for event in LEVELS
         }
         self._gateway = f'"source":{source},"sourceName":{pod},"sourceWorkload":{source},"sourceIp":"'
         self._clock = Clock("%Y-%m-%dT%H:%M:%S")
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
-        time_text = self._timestamp()
-        line = self._render(record, event, now, time_text, _WHOLE)
+        at = _time()
+        line = self._render(record, event, now, at, _WHOLE)
         if len(line) > _PIPE_BUF:
-            line = self._render(record, event, now, time_text, _TIGHT)
+            line = self._render(record, event, now, at, _TIGHT)
         return line
 
-    def _render(self, record: Record, event: Event, now: float, time_text: str, parts: "_Parts") -> bytes:
+    def _render(self, record: Record, event: Event, now: float, at: float, parts: "_Parts") -> bytes:
+        """The line of `event`, told `at` this time of the wall clock."""
         if event is OPEN:
             duration, reason = "0", ""
         else:
             duration, reason = _durations.of(int((now - record.began) * 1000 + 0.5)), record.reason.word
-        detail = _quoted(record.detail[:_MAX_DETAIL], parts.most.detail) if record.detail else '""'
-        verdicts = parts.verdicts.of((record.dry_run, record.audit)) if _has_more(record) else ""
-        return (
-            f"{self._heads[level_of(record, event)]}{time_text}{self._events[event]}{record.number}"
-            f'","requestedServerName":{parts.names.of(record.server_name or _UNKNOWN)},'
-            f"{parts.callers.of(record.identity)},"
-            f'{self._gateway}{record.source_ip or _UNKNOWN}","destinationIp":"{record.destination_ip or _UNKNOWN}",'
-            f'"destinationPort":{record.destination_port},"destinationApp":"","protocol":"tcp",'
-            f'"receivedBytes":{record.received},"sentBytes":{record.sent},"connectionDuration":"{duration}s",'
-            f'"decision":"{decision_of(record, event)}",{parts.grounds.of(record.ground)},'
-            f'"reason":"{reason}","responseCodeDetails":{detail},'
-            f"{parts.offers.of((record.tls_version, record.alpn))}{verdicts}}}\n"
+        # Compiled, a list is joined in a third of the time that an f-string of so many parts takes.
+        return "".join(
+            [
+                self._heads[level_of(record, event)],
+                self._clock.text(at),
+                ".",
+                _microseconds(at),
+                self._events[event],
+                str(record.number),
+                parts.names.of(record.server_name or _UNKNOWN),
+                parts.callers.of(record.identity),
+                self._gateway,
+                record.source_ip or _UNKNOWN,
+                '","destinationIp":"',
+                record.destination_ip or _UNKNOWN,
+                '","destinationPort":',
+                str(record.destination_port),
+                ',"destinationApp":"","protocol":"tcp","receivedBytes":',
+                str(record.received),
+                ',"sentBytes":',
+                str(record.sent),
+                ',"connectionDuration":"',
+                duration,
+                's","decision":"',
+                decision_of(record, event),
+                parts.grounds.of(record.ground),
+                reason,
+                '","responseCodeDetails":',
+                _quoted(record.detail[:_MAX_DETAIL], parts.most.detail) if record.detail else '""',
+                parts.offers.of((record.tls_version, record.alpn)),
+                parts.verdicts.of((record.dry_run, record.audit)) if _has_more(record) else "",
+                "}\n",
+            ]
         ).encode()
 
     def worker_lost(self, worker: int, connections: int) -> bytes:
@@ -162,8 +186,13 @@ class JsonLines(LineFormat):
 
     def _timestamp(self) -> str:
         """RFC 3339 with microseconds, in UTC."""
-        now = time.time()
-        return f"{self._clock.text(now)}.{_digits(int(now % 1 * 1e6), 1_000_000)}Z"
+        now = _time()
+        return f"{self._clock.text(now)}.{_microseconds(now)}Z"
+
+
+def _microseconds(at: float) -> str:
+    """Those of the time `at` that are behind its whole seconds, in six digits."""
+    return _digits(int((at - int(at)) * 1e6), 1_000_000)
 
 
 def _seconds(milliseconds: int) -> str:
@@ -195,13 +224,17 @@ def _cut(text: str, most: int) -> str:
     return text
 
 
+def _name_field(name: str, most: int) -> str:
+    return f'","requestedServerName":{_quoted(name, most)},'
+
+
 def _caller_fields(identity: Identity, most: int) -> str:
     namespace = _quoted(identity.namespace_label, most)
-    return f'"sourcePrincipal":{_quoted(str(identity))},"sourceNamespace":{namespace}'
+    return f'"sourcePrincipal":{_quoted(str(identity))},"sourceNamespace":{namespace},'
 
 
 def _ground_fields(ground: Ground, most_policy: int, most_rule: int) -> str:
-    return f'"policy":{_quoted(ground.policy, most_policy)},"rule":{_quoted(ground.rule, most_rule)}'
+    return f'","policy":{_quoted(ground.policy, most_policy)},"rule":{_quoted(ground.rule, most_rule)},"reason":"'
 
 
 def _has_more(record: Record) -> bool:
@@ -227,7 +260,7 @@ def _verdict_fields(dry_run: DryRun | None, audit: Ground | None, most: int) -> 
 
 def _offer_fields(tls_version: str, alpn: tuple[str, ...], most: int) -> str:
     offer = ",".join(alpn)[:_MAX_ALPN]
-    return f'"tlsVersion":"{tls_version or _UNKNOWN}","alpn":{_quoted(offer, most)}'
+    return f',"tlsVersion":"{tls_version or _UNKNOWN}","alpn":{_quoted(offer, most)}'
 
 
 class _Parts:
@@ -235,7 +268,7 @@ class _Parts:
 
     def __init__(self, most: _Bounds) -> None:
         self.most = most
-        self.names: Memo[str, str] = Memo(lambda name: _quoted(name, most.name), 2048)
+        self.names: Memo[str, str] = Memo(lambda name: _name_field(name, most.name), 2048)
         self.callers: Memo[Identity, str] = Memo(lambda identity: _caller_fields(identity, most.namespace), 2048)
         self.grounds: Memo[Ground, str] = Memo(lambda ground: _ground_fields(ground, most.policy, most.rule), 2048)
         self.verdicts: Memo[tuple[DryRun | None, Ground | None], str] = Memo(

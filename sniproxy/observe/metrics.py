@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from sniproxy.net.relay import Tally
 from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
 from sniproxy.outcome import Event, Reason
-from sniproxy.usual import CLOSE, DENY
 
 
 class Kind(Enum):
@@ -173,7 +173,7 @@ def new_scoreboard(workers: int) -> Scoreboard:
 Increment = Callable[[float], None]
 
 
-class Counter:
+class Counter(Tally):
     """One slot of a worker's row, which has what was added once the row is settled.
 
     An addition in shared memory, by way of a memoryview, costs what thirty do here.
@@ -202,19 +202,21 @@ class Counter:
 class Histogram:
     """The buckets of one histogram in one worker's row, and the sum of what was observed."""
 
-    __slots__ = ("_bounds", "_counts", "_total")
+    __slots__ = ("_bounds", "_counts", "_first", "_total")
 
     def __init__(self, bounds: Sequence[float], counters: list[Counter]) -> None:
         self._bounds = list(bounds)
+        self._first = self._bounds[0]
         self._counts = counters[:-1]
         self._total = counters[-1]
 
     def observe(self, value: float) -> None:
         bucket = 0
-        for bound in self._bounds:  # nearly always one of the first
-            if value <= bound:
-                break
-            bucket += 1
+        if value > self._first:  # which is where nearly all are
+            for bound in self._bounds:
+                if value <= bound:
+                    break
+                bucket += 1
         self._counts[bucket].add(1.0)
         self._total.add(value)
 
@@ -231,9 +233,9 @@ class Meter:
         self._accepted = self._counter(ACCEPTED)
         self._active = self._counter(ACTIVE)
         self._opened = self._counter(OPENED)
+        self.received = self._counter(BYTES, "received")
+        self.sent = self._counter(BYTES, "sent")
         # For who is to know no more of the metrics than that there is something to count.
-        self.received: Increment = self._counter(BYTES, "received").add
-        self.sent: Increment = self._counter(BYTES, "sent").add
         self.shed: Increment = self._counter(SHED).add
         self.log_dropped: Increment = self._counter(LOG_DROPPED).add
         self.dns_cache_hit: Increment = self._counter(DNS_CACHE, "hit").add
@@ -276,13 +278,11 @@ class Meter:
     def ended(self, reason: Reason, policy: str, rule: str) -> None:
         """One accepted connection is over, and counted as exactly one of denied, failed and closed."""
         self._active.add(-1.0)
-        event = reason.event
-        if event is CLOSE:
-            self._closed[reason].add(1.0)
-        elif event is DENY:
-            self._denied.add((policy, rule, reason.word))
+        counter = self._closed.get(reason) or self._failed.get(reason)
+        if counter is not None:
+            counter.add(1.0)
         else:
-            self._failed[reason].add(1.0)
+            self._denied.add((policy, rule, reason.word))
 
     def would_deny(self, policy: str, rule: str, reason: Reason) -> None:
         """Monitor mode has let a connection pass."""

@@ -19,13 +19,17 @@ knows no socket, clock, log or configuration.
 
 import struct
 from enum import Enum
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from sniproxy.memo import Memo
 from sniproxy.names import InvalidNameError, NameFault, ServerName, parse_server_name
 from sniproxy.value import Value
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.u16 import u16
+
+if TYPE_CHECKING:
+    # The integer of a register, where this is compiled; there is nothing to import where it is not.
+    from mypy_extensions import i64
 
 # RFC 8446 section 5.1, the record layer.
 _HANDSHAKE: Final = 22
@@ -43,7 +47,7 @@ _ALPN: Final = 16
 _SUPPORTED_VERSIONS: Final = 43
 _ENCRYPTED_CLIENT_HELLO: Final = 0xFE0D
 
-_BITS: Final = 62  # of an integer that mypyc keeps in a register
+_BITS: Final = 62  # of an i64 that has no sign
 
 _HOST_NAME: Final = 0  # RFC 6066 section 3, NameType
 _MAX_HOST_NAME: Final = 255  # OpenSSL's TLSEXT_MAXLEN_host_name: the longest DNS name there is
@@ -212,26 +216,31 @@ def _find_extensions(message: bytes) -> int:
     return at
 
 
-def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:
+def _locate_bodies(message: bytes, start: int) -> tuple[int, int, int, int]:  # noqa: C901 - see below
     """Where the bodies of server_name, ALPN, supported_versions and encrypted_client_hello begin; 0 where one is not.
 
     The length of a body stands in the two bytes before it. The hot loop of this file, as bare as it can be: a client
     sends a dozen extensions, an attacker 16,000.
     """
-    end = len(message)
-    at = start + 2
+    end: i64 = len(message)
+    at: i64 = start + 2
     if at + u16(message, start) != end:
         raise _malformed("the extensions do not end where the ClientHello does")
-    server_name = alpn = versions = ech = 0
-    common = 0  # the types so far: a bit for each of the low ones, which is nearly all that there are
-    others: set[int] = set()
+    server_name: i64 = 0
+    alpn: i64 = 0
+    versions: i64 = 0
+    ech: i64 = 0
+    common: i64 = 0  # the types so far: a bit for each of the low ones, which is nearly all that there are
+    others: set[int] | None = None
     while at < end:
-        kind = message[at] << 8 | message[at + 1]
-        length = message[at + 2] << 8 | message[at + 3]
+        kind: i64 = message[at] << 8 | message[at + 1]
+        length: i64 = message[at + 2] << 8 | message[at + 3]
         if kind < _BITS:
             is_again = common >> kind & 1 > 0
             common |= 1 << kind
         else:
+            if others is None:
+                others = set()
             is_again = kind in others
             others.add(kind)
         if is_again:  # RFC 8446 section 4.2: no more than one of each type. Readers differ in which they take

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.rounds import Rounds
+from sniproxy.net.rounds import Rounds, Watcher
 from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
@@ -146,7 +146,7 @@ async def read_to_end(sock: socket.socket) -> bytes:
     return await read_exactly(sock, 1 << 40)
 
 
-def fill(sock: socket.socket) -> int:
+def fill(sock: socket.SocketType) -> int:
     """Send until neither buffer takes any more; how many bytes that took."""
     sent = 0
     with contextlib.suppress(BlockingIOError):
@@ -155,10 +155,16 @@ def fill(sock: socket.socket) -> int:
     return sent
 
 
-def cut(sock: socket.socket) -> None:
+def cut(sock: socket.SocketType) -> None:
     """Close with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def packets_sent(sock: socket.SocketType) -> int:
+    """tcpi_segs_out of struct tcp_info (include/uapi/linux/tcp.h)."""
+    (count,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 140), 136)
+    return int(count)
 
 
 def open_descriptors() -> int:
@@ -199,6 +205,16 @@ def watching() -> Iterator[tuple[Readiness, HandClock]]:
     yield Readiness(clock.loop, its_rounds(), TimerWheel(clock.loop)), clock
     clock.advance(2 * TICK)
     assert clock.scheduled == 0, "a timer is still armed"
+
+
+class Hears(Watcher):
+    """A watcher that hands the events to a function."""
+
+    def __init__(self, function: Callable[[int], object]) -> None:
+        self._function = function
+
+    def on_events(self, _fd: int, events: int) -> None:
+        self._function(events)
 
 
 class Token:

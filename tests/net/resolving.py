@@ -10,7 +10,7 @@ import pytest
 from sniproxy.config.model import ResolverConfig
 from sniproxy.config.units import parse_endpoint
 from sniproxy.names import ServerName
-from sniproxy.net.resolver import ResolutionError, Resolver
+from sniproxy.net.resolver import ResolutionError, Resolver, ResolverObserver
 from tests.support.dns_server import Asked, Script, ScriptedServer, scripted_server
 
 NAME = ServerName("www.test")
@@ -32,7 +32,7 @@ class Clock:
 
 
 @dataclass
-class Observed:
+class Observed(ResolverObserver):
     """A resolver's observer that writes down what it is told."""
 
     events: list[str] = field(default_factory=list)

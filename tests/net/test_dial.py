@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
@@ -32,6 +31,7 @@ from tests.net.loopback import (
     its_rounds,
     no_descriptor_left,
     open_descriptors,
+    packets_sent,
     result_of,
     turns,
     watching,
@@ -62,12 +62,6 @@ def accept(server: socket.socket) -> socket.socket:
     """Who has connected, which is seen when they send something, or when the kernel acknowledges for them."""
     server.settimeout(PATIENCE)
     return server.accept()[0]
-
-
-def packets_sent(sock: socket.SocketType) -> int:
-    """tcpi_segs_out of struct tcp_info (include/uapi/linux/tcp.h)."""
-    (count,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 140), 136)
-    return int(count)
 
 
 @pytest.fixture

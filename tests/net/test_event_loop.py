@@ -10,7 +10,7 @@ import pytest
 
 from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.readiness import Readiness
-from tests.net.loopback import open_descriptors, tcp_pair, turns, until, watching
+from tests.net.loopback import Hears, open_descriptors, tcp_pair, turns, until, watching
 
 
 @pytest.fixture
@@ -58,19 +58,19 @@ async def test_a_writer_hears_of_a_connection_that_failed() -> None:
             await asyncio.get_running_loop().sock_connect(sock, address)
 
 
-async def test_what_a_handler_asks_for_is_done_though_nothing_else_happens(readiness: Readiness) -> None:
+async def test_what_a_watcher_asks_for_is_done_though_nothing_else_happens(readiness: Readiness) -> None:
     """A call, a timer, and a future that somebody waits for: asyncio has its turn at once."""
     loop = asyncio.get_running_loop()
     called, waited, woken = asyncio.Event(), asyncio.Event(), loop.create_future()
 
-    def handler(_events: int) -> None:
+    def watcher(_events: int) -> None:
         readiness.ignore(fd)
         loop.call_soon(called.set)
         loop.call_later(0.01, waited.set)
         woken.set_result("woken")
 
     fd = os.eventfd(1, os.EFD_NONBLOCK)
-    readiness.listen(fd, handler)
+    readiness.listen(fd, Hears(watcher))
     await called.wait()
     await waited.wait()
     assert await woken == "woken"
@@ -87,17 +87,17 @@ async def test_other_threads_and_signals_come_through() -> None:
     loop.remove_signal_handler(signal.SIGUSR1)
 
 
-async def test_a_fault_in_a_handler_is_told_as_asyncio_tells_of_one(readiness: Readiness) -> None:
+async def test_a_fault_of_a_watcher_is_told_as_asyncio_tells_of_one(readiness: Readiness) -> None:
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["exception"]))
     fault = ValueError("a fault")
 
-    def handler(_events: int) -> None:
+    def watcher(_events: int) -> None:
         readiness.ignore(fd)
         raise fault
 
     fd = os.eventfd(1, os.EFD_NONBLOCK)
-    readiness.listen(fd, handler)
+    readiness.listen(fd, Hears(watcher))
     await until(lambda: bool(told), "the fault")
     assert told == [fault]
     os.close(fd)

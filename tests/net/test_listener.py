@@ -11,16 +11,15 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sniproxy.config.model import Listener
 from sniproxy.config.units import TcpAddress, UnixAddress, parse_trusted_peer
 from sniproxy.net import listener
+from sniproxy.net.calls import Socket, accept
 from sniproxy.net.listener import Acceptor, CannotOpenError, Peer, Trust, address_of, open_listener
 from sniproxy.net.readiness import Readiness
-from sniproxy.net.sockets import Socket, accept
 from sniproxy.net.timers import TimerWheel
 from tests.net.clock import HandClock
 from tests.net.loopback import (
@@ -331,14 +330,14 @@ class TestAccepting:
             await desk.until_accepted(1)
             accepted, peer = desk.accepted[0]
             assert Peer(host) == peer
-            assert (False, False) == (accepted.getblocking(), os.get_inheritable(accepted.fileno()))
+            assert (False, False) == (os.get_blocking(accepted.fileno()), os.get_inheritable(accepted.fileno()))
 
     async def test_on_a_unix_socket_the_peer_is_a_user(self, tmp_path: Path) -> None:
         with reception(UnixAddress(f"{tmp_path}/sock")) as desk:
             desk.call()
             await desk.until_accepted(1)
             accepted, peer = desk.accepted[0]
-            assert (Peer("", os.getuid()), False) == (peer, accepted.getblocking())
+            assert (Peer("", os.getuid()), False) == (peer, os.get_blocking(accepted.fileno()))
 
     async def test_a_burst_is_accepted_whole(self, desk: Reception) -> None:
         """Several hundred at once, in few turns of the loop, and then one more."""
@@ -364,11 +363,11 @@ class TestAccepting:
         """Of 30 that come one after the other, a few are followed by a look whether there is another."""
         looks: list[int] = []
 
-        def counting(sock: socket.socket, family: int) -> tuple[Socket, Any]:
+        def counting(sock: socket.socket, family: int) -> tuple[Socket, str] | None:
             looks.append(family)
             return accept(sock, family)
 
-        monkeypatch.setattr(listener, "accept", counting)
+        monkeypatch.setattr(listener, "_accept", counting)
         for number in range(1, 31):
             desk.call()
             await desk.until_accepted(number)
@@ -503,7 +502,7 @@ def failing_accept(desk: Reception, fault: int, monkeypatch: pytest.MonkeyPatch)
         asked.append(sock.fileno())
         raise OSError(fault, os.strerror(fault))
 
-    monkeypatch.setattr("sniproxy.net.listener.accept", fail)
+    monkeypatch.setattr("sniproxy.net.listener._accept", fail)
     return asked
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
+from sniproxy.net.rounds import Watcher
 from sniproxy.net.timers import TICK, TimerWheel
 from tests.net.clock import HandClock
 from tests.net.loopback import (
+    Hears,
     InStrand,
     Pair,
     Token,
@@ -44,12 +46,13 @@ async def readiness(watched: Watched) -> Readiness:
     return watched[0]
 
 
-def noting(events: list[int]) -> Callable[[int], None]:
-    return events.append
+def noting(events: list[int]) -> Watcher:
+    return Hears(events.append)
 
 
-def quietly(_events: int) -> None:
-    """A handler for what does not matter."""
+def quietly() -> Watcher:
+    """A watcher for what does not matter."""
+    return Hears(lambda _: None)
 
 
 class TestEdges:
@@ -79,7 +82,7 @@ class TestEdges:
             other.close()
 
     async def test_a_known_descriptor_reports_nothing_by_itself(self, readiness: Readiness) -> None:
-        """The edge has gone to its first handler; False tells the second one to look."""
+        """The edge has gone to its first watcher; False tells the second one to look."""
         with tcp_pair() as (ours, theirs):
             theirs.send(b"early")
             first: list[int] = []
@@ -129,12 +132,12 @@ class TestEdges:
                 heard.append(fd)
 
             for ours, _ in pairs:
-                readiness.watch(ours.fileno(), partial(note, ours.fileno()), room=True)
+                readiness.watch(ours.fileno(), Hears(partial(note, ours.fileno())), room=True)
             await until(lambda: len(heard) >= 600, "600 events")
             assert sorted(ours.fileno() for ours, _ in pairs) == sorted(heard)
 
 
-class TestHandlers:
+class TestWatchers:
     async def test_one_that_fails_costs_no_other_its_event(self, readiness: Readiness) -> None:
         """Edges come only once, so those behind the fault are still handed out; the fault is reported."""
         reported: list[dict[str, Any]] = []
@@ -147,7 +150,7 @@ class TestHandlers:
             pairs = [stack.enter_context(tcp_pair()) for _ in range(10)]
             events: list[int] = []
             for number, (ours, _) in enumerate(pairs):
-                readiness.watch(ours.fileno(), fail if number % 2 else noting(events), room=True)
+                readiness.watch(ours.fileno(), Hears(fail) if number % 2 else noting(events), room=True)
             await until(lambda: len(events) == 5, "five events")
             assert ["a fault of ours"] * 5 == [str(context["exception"]) for context in reported]
 
@@ -161,13 +164,24 @@ class TestHandlers:
             await turns()
             assert events == []
 
+    async def test_a_socket_that_is_closed_already_is_forgotten_in_vain(self, readiness: Readiness) -> None:
+        """Its number is -1, which is nobody's: whoever has the highest number is still heard of."""
+        with tcp_pair() as (ours, theirs):
+            events: list[int] = []
+            readiness.watch(ours.fileno(), noting(events))
+            with socket.socket() as closed:
+                pass
+            readiness.forget(closed.fileno())
+            theirs.send(b"x")
+            await until(lambda: bool(events), "the event")
+
     async def test_a_descriptor_that_cannot_be_watched_leaves_nothing_behind(self, readiness: Readiness) -> None:
         """The next socket with that number is watched as if nothing had been."""
         with tcp_pair() as (ours, _):
             with tempfile.TemporaryFile() as plain:  # epoll(7) takes no regular file
                 number = plain.fileno()
                 with pytest.raises(PermissionError):
-                    readiness.watch(number, quietly)
+                    readiness.watch(number, quietly())
             os.dup2(ours.fileno(), number)
             events: list[int] = []
             assert readiness.watch(number, noting(events), room=True) is True
@@ -195,10 +209,10 @@ class TestHandlers:
 
             numbers = [ours.fileno() for ours, _ in old]
             for number in numbers:
-                readiness.watch(number, quietly)
+                readiness.watch(number, quietly())
             await turns()
             for number in numbers:
-                readiness.watch(number, tell, room=True)
+                readiness.watch(number, Hears(tell), room=True)
             for _, theirs in old:
                 theirs.send(b"for the old one")
             await ready
@@ -219,7 +233,7 @@ class TestWaitingForAnEdge:
     async def test_it_ends_with_the_edge(self, watched: Watched) -> None:
         readiness, clock = watched
         with tcp_pair() as (ours, theirs):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
             waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
@@ -232,7 +246,7 @@ class TestWaitingForAnEdge:
     async def test_it_ends_with_its_deadline(self, watched: Watched) -> None:
         readiness, clock = watched
         with tcp_pair() as (ours, _):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
             waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
@@ -246,7 +260,7 @@ class TestWaitingForAnEdge:
     async def test_a_deadline_that_is_past_is_the_next_tick(self, watched: Watched) -> None:
         readiness, clock = watched
         with tcp_pair() as (ours, _):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
             waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.now - 50))
             await turns()
@@ -262,7 +276,7 @@ class TestWaitingForAnEdge:
         owned: list[weakref.ref[Token]] = []
         expired: list[bool] = []
         with tcp_pair() as (ours, _):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
 
             async def story() -> None:
@@ -286,13 +300,13 @@ class TestWaitingForAnEdge:
         readiness, clock = watched
         for edge_first in (True, False):
             with tcp_pair() as (ours, theirs), tcp_pair() as (other_ours, other_theirs):
-                readiness.watch(ours.fileno(), quietly)
-                readiness.watch(other_ours.fileno(), quietly)
+                readiness.watch(ours.fileno(), quietly())
+                readiness.watch(other_ours.fileno(), quietly())
                 await turns()
                 waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(1)))
                 await turns()
                 # Dispatched in the batch of the edge, before whoever waits can go on.
-                readiness.watch(other_ours.fileno(), lambda _: clock.advance(2))
+                readiness.watch(other_ours.fileno(), Hears(lambda _: clock.advance(2)))
                 for sock in (theirs, other_theirs) if edge_first else (other_theirs, theirs):
                     sock.send(b"x")
                 if edge_first:
@@ -307,7 +321,7 @@ class TestWaitingForAnEdge:
         """No timer, and no waiter that the next event or deadline would break."""
         readiness, clock = watched
         with tcp_pair() as (ours, theirs):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
             waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
@@ -328,7 +342,7 @@ class TestWaitingForAnEdge:
         loop = asyncio.get_running_loop()
         readiness = Readiness(loop, its_rounds(), TimerWheel(loop))
         with tcp_pair() as (ours, _):
-            readiness.watch(ours.fileno(), quietly)
+            readiness.watch(ours.fileno(), quietly())
             await turns()
             with pytest.raises(TimeoutError):
                 await readiness.edge(ours.fileno(), readiness.timers.after(0.0))
@@ -340,7 +354,7 @@ class TestListening:
         with socket.create_server(("127.0.0.1", 0)) as server:
             server.setblocking(False)
             accepted: list[socket.socket] = []
-            readiness.listen(server.fileno(), lambda _events: accepted.append(server.accept()[0]))
+            readiness.listen(server.fileno(), Hears(lambda _: accepted.append(server.accept()[0])))
             clients = [socket.create_connection(server.getsockname()) for _ in range(3)]
             await until(lambda: len(accepted) == 3, "the third connection")
             for sock in (*clients, *accepted):

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from sniproxy.names import ServerName
 from sniproxy.net.pipes import Pipe, PipePool
 from sniproxy.net.readiness import READABLE, Readiness
-from sniproxy.net.relay import Relay
+from sniproxy.net.relay import Relay, Tally
+from sniproxy.net.rounds import Watcher
 from sniproxy.net.sockets import unsent
 from sniproxy.net.timers import TICK
 from sniproxy.outcome import Reason
@@ -30,6 +31,7 @@ from sniproxy.wire.hello_retry import RETRY, HelloWatch
 from tests.net.clock import HandClock
 from tests.net.loopback import (
     PATIENCE,
+    Hears,
     InStrand,
     Pair,
     cut,
@@ -82,6 +84,16 @@ class LentPipes(PipePool):
         super().discard(pipe)
 
 
+class Count(Tally):
+    """Adds up what it is told."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, amount: float) -> None:
+        self.total += int(amount)
+
+
 @dataclass
 class Stage:
     """A relay that runs, its two sockets, and the far ends of both."""
@@ -95,12 +107,13 @@ class Stage:
     pipes: LentPipes
     clock: HandClock
     readiness: Readiness
-    counted: dict[str, int] = field(default_factory=lambda: {"received": 0, "sent": 0})
+    counted_received: Count
+    counted_sent: Count
 
     @property
     def held(self) -> int:
         """Bytes of the request that were taken from the client and not yet given to the origin."""
-        return self.relay.received - self.counted["received"]
+        return self.relay.received - self.counted_received.total
 
     def close_when_over(self) -> None:
         """What the story of the connection does when its relay has ended."""
@@ -114,7 +127,7 @@ class Stage:
 
     def totals(self) -> tuple[int, int]:
         """Bytes each way, which the counters must have been told of, too."""
-        assert {"received": self.relay.received, "sent": self.relay.sent} == self.counted
+        assert (self.relay.received, self.relay.sent) == (self.counted_received.total, self.counted_sent.total)
         return self.relay.received, self.relay.sent
 
 
@@ -140,25 +153,18 @@ async def relaying(
             heard[0] |= events
 
         if known:
-            readiness.watch(down[0].fileno(), lambda _events: None)
-            readiness.watch(up[0].fileno(), hear)
+            readiness.watch(down[0].fileno(), Hears(lambda _events: None))
+            readiness.watch(up[0].fileno(), Hears(hear))
         before(down, up)
         if known:
             await turns()
         pool = LentPipes(pipes)
-        counted = {"received": 0, "sent": 0}
-
-        def count(direction: str) -> Callable[[int], None]:
-            def add(size: int) -> None:
-                counted[direction] += size
-
-            return add
-
-        relay = Relay(down[0], up[0], readiness, pool, idle, count("received"), count("sent"))
+        received, sent = Count(), Count()
+        relay = Relay(down[0], up[0], readiness, pool, idle, received, sent)
         running = InStrand(run(relay, head, heard[0], watch))
         await asyncio.sleep(0)
         try:
-            yield Stage(down[1], up[1], down[0], up[0], relay, running, pool, clock, readiness, counted)
+            yield Stage(down[1], up[1], down[0], up[0], relay, running, pool, clock, readiness, received, sent)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -365,7 +371,7 @@ async def test_a_reset_at_any_moment_is_named_and_nothing_hangs(
             expected = {reasons[breaker], Reason.DONE} if both_had_ended else {reasons[breaker]}
             assert await stage.ends() in expected, what
             assert broken.script.startswith(bytes(left.heard)), what
-            moved = stage.counted["received" if left is origin else "sent"]
+            moved = (stage.counted_received if left is origin else stage.counted_sent).total
             assert moved == len(left.heard), what
 
 
@@ -660,13 +666,13 @@ class Turns:
         self.loop = self.timers = self
         self.next_tick = 0
         self.waiting: list[Callable[[], object]] = []
-        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.watchers: dict[int, Watcher] = {}
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         self.waiting.append(lambda: callback(*args))
 
-    def watch(self, fd: int, handler: Callable[[int], None]) -> bool:
-        self.handlers[fd] = handler
+    def watch(self, fd: int, watcher: Watcher) -> bool:
+        self.watchers[fd] = watcher
         return True
 
     def arm(self, _timer: object, _seconds: float) -> None: ...
@@ -682,7 +688,7 @@ class Turns:
 def relay_of(downstream: object, upstream: object, its: Turns) -> Relay:
     """A relay between sockets that are none."""
     down, up = cast(socket.socket, downstream), cast(socket.socket, upstream)
-    return Relay(down, up, cast(Readiness, its), PipePool(0), 600.0, lambda _: None, lambda _: None)
+    return Relay(down, up, cast(Readiness, its), PipePool(0), 600.0, Count(), Count())
 
 
 class TestFairness:
@@ -694,7 +700,7 @@ class TestFairness:
         per_turn = []
         for _ in range(10):
             before = downstream.reads
-            its.handlers[downstream.fileno()](READABLE)
+            its.watchers[downstream.fileno()].on_events(downstream.fileno(), READABLE)
             its.turn()
             per_turn.append(downstream.reads - before)
         assert len(its.waiting) <= 1
@@ -904,7 +910,7 @@ class TestHellosBehindTheFirst:
     async def test_another_name_with_the_first_hello_ends_it_before_a_byte_has_gone(self, watched: Watched) -> None:
         async with relaying(watched, head=HELLO + ANOTHER, watch=watch()) as stage:
             assert await stage.ends() is Reason.SNI_CHANGED
-            assert (0, len(HELLO + ANOTHER)) == (stage.counted["received"], stage.relay.received)
+            assert (0, len(HELLO + ANOTHER)) == (stage.counted_received.total, stage.relay.received)
             assert unread(stage.origin) == 0
 
     async def test_another_name_is_met_behind_bytes_that_wait(self, watched: Watched) -> None:
@@ -979,7 +985,7 @@ class TestHellosBehindTheFirst:
                 (downstream, ANOTHER),
             ):
                 sock.chunks.append(data)
-                its.handlers[sock.fileno()](READABLE)
+                its.watchers[sock.fileno()].on_events(sock.fileno(), READABLE)
                 its.turn()
             calls.append(told)
             running.cancel()

@@ -75,8 +75,8 @@ async def perform(watched: Watched, seed: str, *, breaks: bool, pipes: int) -> R
         try:
             _, _, reason = await asyncio.wait_for(playing, PATIENCE)
             assert_lawful(client, origin, reason, stage.relay.received, stage.relay.sent)
-            assert stage.counted["sent"] == stage.relay.sent
-            assert origin.heard <= stage.counted["received"] <= stage.relay.received
+            assert stage.counted_sent.total == stage.relay.sent
+            assert origin.heard <= stage.counted_received.total <= stage.relay.received
         except (AssertionError, TimeoutError) as error:
             raise AssertionError(f"seed {seed!r}: {error!r}\nclient {client}\norigin {origin}") from error
     return reason

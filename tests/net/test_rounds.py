@@ -1,9 +1,9 @@
-"""Rounds: events to their handlers, turns to strands, and back to asyncio when there is something for it."""
+"""Rounds: events to their watchers, turns to strands, and back to asyncio when there is something for it."""
 
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from select import EPOLLIN
 
@@ -11,6 +11,7 @@ import pytest
 
 from sniproxy.net.rounds import Rounds
 from sniproxy.net.strand import Strand, turn
+from tests.net.loopback import Hears
 
 
 @dataclass
@@ -28,6 +29,12 @@ class Bench:
         self.rounds.epoll.register(fd, EPOLLIN)
         return fd
 
+    def watch(self, fd: int, function: Callable[[int], object]) -> None:
+        """Hand the events of `fd` to a function."""
+        watchers = self.rounds.watchers
+        watchers += [None] * (fd + 1 - len(watchers))
+        watchers[fd] = Hears(function)
+
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
@@ -39,11 +46,11 @@ def bench() -> Iterator[Bench]:
             os.close(fd)
 
 
-def test_an_event_without_a_handler_is_told_of(bench: Bench) -> None:
-    """It is asyncio's; those that have a handler are handed to it in the same round."""
+def test_an_event_without_a_watcher_is_told_of(bench: Bench) -> None:
+    """It is asyncio's; those that have a watcher are handed to it in the same round."""
     served, other = bench.signal(), bench.signal()
     events: list[int] = []
-    bench.rounds.handlers[served] = events.append
+    bench.watch(served, events.append)
     assert bench.rounds.serve(None) == [(other, EPOLLIN)]
     assert events == [EPOLLIN]
 
@@ -56,7 +63,7 @@ def test_it_goes_round_until_asyncio_has_something_to_do(bench: Bench) -> None:
         rounds += 1
         bench.rounds.is_due = rounds == 5
 
-    bench.rounds.handlers[fd] = handler
+    bench.watch(fd, handler)
     assert bench.rounds.serve(None) == []
     assert rounds == 5
 
@@ -69,7 +76,7 @@ def test_it_goes_round_no_longer_than_it_may(bench: Bench) -> None:
         nonlocal rounds
         rounds += 1
 
-    bench.rounds.handlers[fd] = handler
+    bench.watch(fd, handler)
     began = time.monotonic()
     assert bench.rounds.serve(0.05) == []
     assert time.monotonic() - began >= 0.05
@@ -98,7 +105,7 @@ def test_who_wants_a_turn_has_it_though_nothing_happens(bench: Bench) -> None:
 def test_a_story_without_end_keeps_neither_events_nor_timers_from_theirs(bench: Bench) -> None:
     fd = bench.signal()
     seen: list[int] = []
-    bench.rounds.handlers[fd] = seen.append
+    bench.watch(fd, seen.append)
     stop = False
 
     async def story() -> None:
@@ -118,7 +125,7 @@ def test_a_fault_is_told_and_costs_nobody_else_anything(bench: Bench) -> None:
     told: list[str] = []
 
     def fails(_events: int) -> None:
-        raise ValueError("of a handler")
+        raise ValueError("of a watcher")
 
     async def falls() -> None:
         await turn()
@@ -128,10 +135,10 @@ def test_a_fault_is_told_and_costs_nobody_else_anything(bench: Bench) -> None:
         await turn()
         told.append("a turn")
 
-    bench.rounds.handlers[first] = fails
-    bench.rounds.handlers[second] = lambda _: told.append("an event")
+    bench.watch(first, fails)
+    bench.watch(second, lambda _: told.append("an event"))
     for story in (falls(), stands()):
         Strand(story, bench.rounds.turns, lambda _: None).run()
     bench.rounds.serve(0)
     assert sorted(told) == ["a turn", "an event"]
-    assert [str(fault) for fault in bench.faults] == ["of a handler", "of a strand"]
+    assert [str(fault) for fault in bench.faults] == ["of a watcher", "of a strand"]

@@ -107,9 +107,9 @@ def test_a_connection_is_active_from_accept_to_end(board: Scoreboard, meter: Met
 
 
 def test_amounts_are_added(board: Scoreboard, meter: Meter) -> None:
-    meter.received(300.0)
-    meter.received(20.0)
-    meter.sent(4711.0)
+    meter.received.add(300.0)
+    meter.received.add(20.0)
+    meter.sent.add(4711.0)
     meter.shed(1.0)
     meter.log_dropped(7.0)
     meter.dns_cache_hit(1.0)

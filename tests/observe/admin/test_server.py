@@ -86,7 +86,7 @@ def test_counters_are_the_sums_over_all_workers(client: Served, meters: list[Met
         meter.accepted()
         meter.accepted()
         meter.opened()
-        meter.received(100.0)
+        meter.received.add(100.0)
         meter.dns_cache_hit(1.0)
         meter.ended(Reason.DONE, "policy.yaml", "us")
         meter.ended(Reason.RULE, "policy.yaml", "no-english")
