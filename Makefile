@@ -47,6 +47,7 @@ COMPILED := build/compiled
 $(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py' -o -name '*.c')
 	rm -rf $@ build/lib* build/temp* build/bdist*
 	SNIPROXY_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target $@ .
+	PYTHONSAFEPATH=1 PYTHONPATH=$@ $(BIN)/python -c 'import sniproxy.net._calls, sniproxy.connection as c; assert c.__file__.endswith(".so"), c.__file__'
 	@touch $@
 
 compiled: $(COMPILED) ## the package with its hot path compiled, in build/compiled; wants a C compiler
