@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: help demo run test lint types unit e2e peers compiled test-compiled soak soak-logs fuzz bench bench-guard bench-plots clean
+.PHONY: help demo run test lint types unit e2e peers compiled test-compiled sanitize soak soak-logs fuzz bench bench-guard bench-plots clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,6 +54,12 @@ compiled: $(COMPILED) ## the package with its hot path compiled, in build/compil
 
 test-compiled: $(COMPILED) peers ## the end-to-end tests against the compiled package
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
+
+sanitize: $(STAMP) ## the calls in C under AddressSanitizer and UndefinedBehaviorSanitizer
+	CFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' \
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	$(BIN)/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) tests/net/test_calls.py
 
 soak: $(STAMP) ## everything at once for SOAK_SECONDS (1800), and the longer variants of other tests
 	$(BIN)/python -m pytest -m soak -s $(PYTEST_ARGS) tests/soak/test_soak.py

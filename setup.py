@@ -1,8 +1,8 @@
 """Builds the package. pyproject.toml says what it is; this says what is compiled.
 
 With SNIPROXY_COMPILE=1 mypyc (which comes with mypy) turns the modules that every connection passes through into C
-extensions: the same source, and a fifth less CPU a short connection. Without it nothing is compiled, and nothing is
-missing. What needs a C compiler is the build; the wheel needs none.
+extensions of the same source, and `net/_calls.c` takes the place of `net/calls.py`. Without it nothing is compiled,
+and nothing is missing. What needs a C compiler is the build; the wheel needs none.
 
 mypyc 2.4 compiles these modules right as long as no coroutine awaits inside an `except` block, no function gives one
 name to exceptions of two types, and no class that derives from another has a `__call__`: the end-to-end tests run on

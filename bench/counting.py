@@ -58,7 +58,7 @@ def serve(ledger: Ledger, connections: int) -> None:
         meter.sent.add(1000)
         record.end(done)
         ledger.finish(record)
-        meter.settle()  # a worker does so once for all that it did in a round
+        meter.settle()  # far more often than a worker does
 
 
 def microseconds(rounds: int, connections: int = CONNECTIONS) -> float:

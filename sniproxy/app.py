@@ -37,7 +37,7 @@ from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.lines import LogIdentity
-from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
+from sniproxy.observe.metrics import ACTIVE, SETTLE_SECONDS, Meter, slot_of
 from sniproxy.observe.recent import Recent
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 from sniproxy.policy.engine import Engine
@@ -97,6 +97,7 @@ class _Worker:
         self._draining = asyncio.Event()
         self._others = [row.slots for row in task.board.workers if row is not self._row]
         self._active = slot_of(ACTIVE)
+        self._is_settling = False  # before long
         self._process = f"{os.getpid():x}-{os.urandom(3).hex()}"
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -118,7 +119,7 @@ class _Worker:
         self._settle(task.generation)
         task.inbox.watch(loop, self._change_to)
 
-        loop.rounds.on_end = self._meter.settle
+        loop.rounds.on_end = self._end_round
         acceptors = [self._acceptor(number, sock) for number, sock in enumerate(task.sockets)]
         for acceptor in acceptors:
             acceptor.start()
@@ -200,6 +201,17 @@ class _Worker:
 
     def _reopen_log(self) -> None:
         self._log.reopen()
+
+    def _end_round(self) -> None:
+        """Tell what was counted: of connections now, and of everything else before long."""
+        self._meter.settle_connections()
+        if not self._is_settling and not self._meter.is_settled:
+            self._is_settling = True
+            self._loop.call_later(SETTLE_SECONDS, self._settle_counts)
+
+    def _settle_counts(self) -> None:
+        self._is_settling = False
+        self._meter.settle()
 
     # Connections.
 

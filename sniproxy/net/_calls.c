@@ -10,10 +10,10 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
-#include <math.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -105,23 +105,29 @@ static PyObject *socket_recv_into(Socket *self, PyObject *into) {
     return got < 0 ? raise_errno() : PyLong_FromSsize_t(got);
 }
 
-static PyObject *socket_send(Socket *self, PyObject *const *args, Py_ssize_t count) {
+/* Of `data` as many bytes as there are, or `most`. */
+static PyObject *send_bytes(Socket *self, PyObject *data, Py_ssize_t most, int flags) {
     Py_buffer view;
-    if (!takes("send", count, 1, 2))
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    int flags = count > 1 ? as_int(args[1]) : 0;
-    if (flags == -1 && PyErr_Occurred())
-        return NULL;
-    if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0)
-        return NULL;
+    size_t size = (size_t)(most < view.len ? most : view.len);
     ssize_t sent;
     do
-        sent = send(self->fd, view.buf, (size_t)view.len, flags | MSG_NOSIGNAL);
+        sent = send(self->fd, view.buf, size, flags | MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
     int error = errno;
     PyBuffer_Release(&view);
     errno = error;
     return sent < 0 ? raise_errno() : PyLong_FromSsize_t(sent);
+}
+
+static PyObject *socket_send(Socket *self, PyObject *const *args, Py_ssize_t count) {
+    if (!takes("send", count, 1, 2))
+        return NULL;
+    int flags = count > 1 ? as_int(args[1]) : 0;
+    if (flags == -1 && PyErr_Occurred())
+        return NULL;
+    return send_bytes(self, args[0], PY_SSIZE_T_MAX, flags);
 }
 
 static PyObject *socket_shutdown(Socket *self, PyObject *how) {
@@ -477,9 +483,27 @@ static PyTypeObject EpollType = {
     .tp_methods = epoll_methods,
 };
 
+static PyObject *calls_send_first(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (!takes("send_first", count, 4, 4))
+        return NULL;
+    if (!Py_IS_TYPE(args[0], &SocketType)) {
+        PyErr_SetString(PyExc_TypeError, "send_first() sends by a socket of accept() or connect()");
+        return NULL;
+    }
+    int size = as_int(args[2]), flags = as_int(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (size < 0) {
+        PyErr_SetString(PyExc_ValueError, "send_first() of fewer than no bytes");
+        return NULL;
+    }
+    return send_bytes((Socket *)args[0], args[1], size, flags);
+}
+
 static PyMethodDef functions[] = {
     {"accept", (PyCFunction)(void (*)(void))calls_accept, METH_FASTCALL, NULL},
     {"connect", (PyCFunction)(void (*)(void))calls_connect, METH_FASTCALL, NULL},
+    {"send_first", (PyCFunction)(void (*)(void))calls_send_first, METH_FASTCALL, NULL},
     {0},
 };
 

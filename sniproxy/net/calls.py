@@ -20,7 +20,7 @@ Socket = socket.SocketType
 # Of which we use fromfd(fd), register(fd, mask), modify(fd, mask), unregister(fd), poll(timeout, most) and close.
 Epoll = select.epoll
 
-__all__ = ["Epoll", "Socket", "accept", "connect"]
+__all__ = ["Epoll", "Socket", "accept", "connect", "send_first"]
 
 _UNIX: Final = socket.AF_UNIX
 _STREAM: Final = socket.SOCK_STREAM
@@ -62,5 +62,10 @@ def connect(family: int, host: str, port: int) -> Socket:
     return sock
 
 
+def send_first(sock: Socket, data: bytes | bytearray | memoryview, size: int, flags: int) -> int:
+    """Send the first `size` bytes of `data`; how many of them went. Raises OSError, as send(2) does."""
+    return sock.send(data if len(data) == size else memoryview(data)[:size], flags)
+
+
 with contextlib.suppress(ImportError):  # where nothing is compiled
-    from sniproxy.net._calls import Epoll, Socket, accept, connect
+    from sniproxy.net._calls import Epoll, Socket, accept, connect, send_first

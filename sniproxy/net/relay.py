@@ -22,7 +22,7 @@ import socket
 from select import EPOLLERR, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
-from sniproxy.net.calls import Socket
+from sniproxy.net.calls import Socket, send_first
 from sniproxy.net.pipes import PIPE_SIZE, Pipe, PipePool
 from sniproxy.net.readiness import HANGUP, READABLE, WRITABLE, Readiness
 from sniproxy.net.rounds import Watcher
@@ -37,6 +37,7 @@ _BUFFER_SIZE: Final = 64 * 1024
 _BUFFER: Final = bytearray(_BUFFER_SIZE)
 _VIEW: Final = memoryview(_BUFFER)
 
+_send_first: Final = send_first  # compiled, what is imported would be looked up by its name each time
 _SPLICE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # A spliced turn that moved less than this goes back to copying: two system calls either way, and no pipe.
 _FLOWING: Final = 16 * 1024
@@ -87,7 +88,7 @@ class _Flow:
         self.reset = reset  # the outcome if the source is reset
         self.tally = tally  # of the bytes that reached the sink
         self.moved = 0
-        self.pending: bytes | memoryview = b""
+        self.pending = b""
         self.pipe: Pipe | None = None
         self.piped = 0
         self.flowing = False
@@ -263,7 +264,7 @@ class Relay(Watcher):
         flags = _MORE if is_last else 0
         if self._watch is not None:
             size = self._copy_watched(flow, size, flags, self._watch)
-        elif not self._send(flow, _VIEW[:size], flags):
+        elif not self._send(flow, _BUFFER, size, flags):
             size = 0
         # Of the upstream, which is TCP, that is proof enough. A Unix socket also stops where descriptors were passed.
         if is_last and size and flow is self._response:
@@ -273,18 +274,20 @@ class Relay(Watcher):
 
     def _copy_watched(self, flow: _Flow, size: int, flags: int, watch: HelloWatch) -> int:
         """The same, for what the watch lets pass of it."""
-        data: bytes | memoryview = _VIEW[:size]
+        data: bytes | bytearray = _BUFFER
+        passed = size
         if flow is self._response:
-            watch.note(data)
+            watch.note(_VIEW[:size])
         else:
             try:
-                data = watch.pass_on(bytes(data))
+                data = watch.pass_on(bytes(_VIEW[:size]))
             except ChangedHelloError:
                 self._done.succeed(Reason.SNI_CHANGED)
                 return 0
+            passed = len(data)
         if watch.is_over:
             self._watch = None
-        return size if not len(data) or self._send(flow, data, flags) else 0
+        return size if not passed or self._send(flow, data, passed, flags) else 0
 
     def _splice(self, flow: _Flow, pipe: Pipe) -> None:
         """Fill the empty pipe, empty it, and so on: with an empty pipe EAGAIN can only mean the source."""
@@ -312,13 +315,13 @@ class Relay(Watcher):
             return self._flush_pipe(flow, flow.pipe)
         if flow.pending:
             waiting, flow.pending = flow.pending, b""
-            return self._send(flow, waiting)
+            return self._send(flow, waiting, len(waiting), 0)
         return True
 
-    def _send(self, flow: _Flow, data: bytes | memoryview, flags: int = 0) -> bool:
-        """Send `data`; True if all of it went. What did not is kept, in memory of its own."""
+    def _send(self, flow: _Flow, data: bytes | bytearray, size: int, flags: int) -> bool:
+        """Send the first `size` bytes of `data`; True if all went. What did not is kept, in memory of its own."""
         try:
-            sent = flow.sink.send(data, flags)
+            sent = _send_first(flow.sink, data, size, flags)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -327,9 +330,9 @@ class Relay(Watcher):
         if sent:
             flow.moved += sent
             flow.tally.add(sent)
-        if sent == len(data):
+        if sent == size:
             return True
-        flow.pending = bytes(data[sent:])
+        flow.pending = bytes(data[sent:size])
         self._await_room(flow)
         return False
 

@@ -56,6 +56,8 @@ class Rounds:
         end = inf if timeout is None else _now() + timeout
         self.is_due = False
         self.on_end()
+        if self.is_due:  # so that `timeout` is no longer right
+            return []
         while True:
             others = self._dispatch(0.0 if self.turns.are_wanted else timeout)
             self.turns.give()

@@ -13,6 +13,9 @@ from sniproxy.net.relay import Tally
 from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
 from sniproxy.outcome import Event, Reason
 
+# How long what a worker has counted may wait until all can see it; but for connections, which never wait.
+SETTLE_SECONDS = 0.01
+
 
 class Kind(Enum):
     COUNTER = "counter"
@@ -176,7 +179,7 @@ Increment = Callable[[float], None]
 class Counter(Tally):
     """One slot of a worker's row, which has what was added once the row is settled.
 
-    An addition in shared memory, by way of a memoryview, costs what thirty do here.
+    To write it there, by way of a memoryview, costs what thirty additions do here.
     """
 
     __slots__ = ("_is_settled", "_slot", "_unsettled", "value")
@@ -222,17 +225,22 @@ class Histogram:
 
 
 class Meter:
-    """Counts into one worker's row, which is right whenever it was settled: before the worker waits for anything."""
+    """Counts into one worker's row.
+
+    Of connections the row is right at the end of each round: the limit holds for all workers together, and what a
+    worker takes with it when it is killed must add up. Everything else is right whenever it was settled.
+    """
 
     def __init__(self, row: Row) -> None:
         self._row = row
         self._unsettled: list[Counter] = []
+        self._unsettled_connections: list[Counter] = []
         self._denied, self._would_deny = (row.labelled(table) for table in range(len(LABELLED)))
-        self._failed = {reason: self._counter(FAILED, reason.word) for reason in Reason if reason.event is Event.FAIL}
-        self._closed = {reason: self._counter(CLOSED, reason.word) for reason in Reason if reason.event is Event.CLOSE}
-        self._accepted = self._counter(ACCEPTED)
-        self._active = self._counter(ACTIVE)
-        self._opened = self._counter(OPENED)
+        self._failed = self._by_reason(FAILED, Event.FAIL)
+        self._closed = self._by_reason(CLOSED, Event.CLOSE)
+        self._accepted = self._of_connections(ACCEPTED)
+        self._active = self._of_connections(ACTIVE)
+        self._opened = self._of_connections(OPENED)
         self.received = self._counter(BYTES, "received")
         self.sent = self._counter(BYTES, "sent")
         # For who is to know no more of the metrics than that there is something to count.
@@ -249,6 +257,12 @@ class Meter:
     def _counter(self, metric: Metric, value: str = "") -> Counter:
         return Counter(self._row, slot_of(metric, value), self._unsettled)
 
+    def _of_connections(self, metric: Metric, value: str = "") -> Counter:
+        return Counter(self._row, slot_of(metric, value), self._unsettled_connections)
+
+    def _by_reason(self, metric: Metric, event: Event) -> dict[Reason, Counter]:
+        return {reason: self._of_connections(metric, reason.word) for reason in Reason if reason.event is event}
+
     def _histogram(self, metric: Metric) -> Histogram:
         first = _FIRST_SLOT[metric]
         counters = [Counter(self._row, slot, self._unsettled) for slot in range(first, first + metric.slots)]
@@ -259,14 +273,27 @@ class Meter:
         """This worker's connections, at this moment."""
         return self._active.value
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the row has everything that was counted, of connections or not."""
+        return not self._unsettled and not self._unsettled_connections
+
+    def settle_connections(self) -> None:
+        """Write into the row, for all to see, what was counted of connections."""
+        self._write(self._unsettled_connections)
+
     def settle(self) -> None:
-        """Write what was counted into the row, for all to see."""
-        if not self._unsettled:
+        """Write everything that was counted."""
+        self._write(self._unsettled_connections)
+        self._write(self._unsettled)
+
+    def _write(self, counters: list[Counter]) -> None:
+        if not counters:
             return
         slots = self._row.slots
-        for counter in self._unsettled:
+        for counter in counters:
             counter.settle(slots)
-        self._unsettled.clear()
+        counters.clear()
 
     def accepted(self) -> None:
         self._accepted.add(1.0)

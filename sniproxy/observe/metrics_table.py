@@ -9,9 +9,10 @@ _HEAD = """\
 # Metrics
 
 `http://ADMIN-ADDRESS/metrics` has them in Prometheus's text format, or as OpenMetrics for a scraper that asks for it.
-They are for all workers together, and counters never go back while the proxy runs, whichever worker dies. A label takes
-only words of the program or names that a policy has, never what a client sent: the number of series has a bound that
-nobody but the operator can move. More policies and rules than 511 a worker are counted together, as `other`.
+They are for all workers together, as of the moment that they were asked for, and counters never go back while the proxy
+runs, whichever worker dies. A label takes only words of the program or names that a policy has, never what a client
+sent: the number of series has a bound that nobody but the operator can move. More policies and rules than 511 a worker
+are counted together, as `other`.
 
 This file is made by `python -m sniproxy.observe.metrics_table`. [monitoring/](../monitoring) has a Grafana dashboard
 and alert rules over these metrics.

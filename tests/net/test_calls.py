@@ -62,6 +62,10 @@ class Calls(Protocol):
 
     def connect(self, family: int, host: str, port: int, /) -> socket.SocketType: ...
 
+    def send_first(
+        self, sock: socket.SocketType, data: bytes | bytearray | memoryview, size: int, flags: int, /
+    ) -> int: ...
+
 
 def load(loader: SourceFileLoader | ExtensionFileLoader) -> Calls:
     """A module of our own: it finds no extension to put in its place, and is not left for others to find."""
@@ -368,6 +372,20 @@ class TestSending:
             theirs.setblocking(False)  # with a time limit, Python would wait for what is in band
             assert theirs.recv(1, socket.MSG_OOB) == b"!"
 
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    def test_the_first_of_many_bytes(self, calls: Calls, kind: Callable[[bytes], bytes]) -> None:
+        """What is behind them stays where it is, and their number is all of them at most."""
+        with pair(calls) as (ours, theirs):
+            data = kind(b"hello, world")
+            assert [5, 0, 12] == [calls.send_first(ours, data, size, 0) for size in (5, 0, 12)]
+            heard = b""
+            while len(heard) < 17:
+                heard += theirs.recv(100)
+            assert heard == b"hellohello, world"
+            ours.shutdown(socket.SHUT_WR)
+            with pytest.raises(BrokenPipeError):
+                calls.send_first(ours, data, 5, 0)
+
     def test_what_finds_no_room_is_sent_in_part_and_then_not_at_all(self, calls: Calls) -> None:
         data = bytes(range(256)) * (1 << 16)
         with pair(calls) as (ours, theirs):
@@ -663,6 +681,9 @@ WRONG: dict[str, Callable[[Any, Any], object]] = {
     "send a string": lambda _, sock: sock.send("hello"),
     "send None": lambda _, sock: sock.send(None),
     "send more than is said": lambda _, sock: sock.send(b"hello", 0, 0),
+    "send the first": lambda calls, sock: calls.send_first(sock, b"hello"),
+    "send the first of a string": lambda calls, sock: calls.send_first(sock, "hello", 1, 0),
+    "send the first with flags that are no number": lambda calls, sock: calls.send_first(sock, b"hello", 1, "more"),
     "flags that are no number": lambda _, sock: sock.send(b"hello", "more"),
     "flags that are None": lambda _, sock: sock.send(b"hello", None),
     "flags that are too large": lambda _, sock: sock.send(b"hello", HUGE),
@@ -685,6 +706,14 @@ WRONG: dict[str, Callable[[Any, Any], object]] = {
     "set an option of no number": lambda _, sock: sock.setsockopt(TCP, "nodelay", 1),
     "set an option of no number, and code in Python": lambda _, sock: sock.setsockopt("tcp", One(), 1),
 }
+
+
+def test_the_first_bytes_go_by_a_socket_of_the_same_kind(in_c: Calls) -> None:
+    """In C, which looks into it. And fewer than no bytes are none that could be sent."""
+    with socket.socket() as other, pytest.raises(TypeError):
+        in_c.send_first(other, b"hello", 5, 0)
+    with pair(in_c) as (ours, _), pytest.raises(ValueError, match="fewer than no bytes"):
+        in_c.send_first(ours, b"hello", -1, 0)
 
 
 @pytest.mark.parametrize("case", WRONG)

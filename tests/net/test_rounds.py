@@ -86,6 +86,16 @@ def test_it_goes_round_no_longer_than_it_may(bench: Bench) -> None:
     assert rounds == 1
 
 
+def test_what_asyncio_is_asked_for_at_the_end_of_its_turn_does_not_wait_for_an_event(bench: Bench) -> None:
+    """A timer may have been set after asyncio said how long to wait."""
+
+    def ends() -> None:
+        bench.rounds.is_due = True
+
+    bench.rounds.on_end = ends
+    assert bench.rounds.serve(None) == []
+
+
 def test_who_wants_a_turn_has_it_though_nothing_happens(bench: Bench) -> None:
     """Strands that were woken outside of a round do not wait for an event."""
     told: list[str] = []

@@ -165,6 +165,20 @@ def test_the_row_has_what_was_counted_once_it_is_settled(board: Scoreboard, mete
     assert (meter.active, series(board, ACTIVE)) == (1.0, {"": 1.0})
 
 
+def test_what_was_counted_of_connections_can_be_told_before_all_else(board: Scoreboard, meter: Meter) -> None:
+    """The limit holds for all workers together, and what a killed one takes with it adds up."""
+    meter.accepted()
+    meter.opened()
+    meter.sent.add(100.0)
+    meter.settle_connections()
+    assert [series(board, metric) for metric in (ACCEPTED, ACTIVE, OPENED, BYTES)] == [{"": 1.0}] * 3 + [{}]
+    meter.ended(Reason.DONE, "p", "r")
+    meter.settle_connections()
+    assert (series(board, ACTIVE), series(board, CLOSED), meter.is_settled) == ({}, {"done": 1.0}, False)
+    meter.settle()
+    assert (series(board, BYTES), meter.is_settled) == ({"sent": 100.0}, True)
+
+
 def test_all_workers_are_summed(board: Scoreboard) -> None:
     for row in board.workers:
         meter = Meter(row)

@@ -22,6 +22,7 @@ from sniproxy.observe.admin.history import History
 from sniproxy.observe.admin.http_server import Handler, HttpServer, Request, Response, routed
 from sniproxy.observe.admin.in_force import BusyError, InForce
 from sniproxy.observe.admin.page import Page
+from sniproxy.observe.metrics import SETTLE_SECONDS
 from sniproxy.observe.scoreboard import Scoreboard
 from sniproxy.policy.model import Request as Asked
 from sniproxy.processes import heed_no_more
@@ -121,6 +122,7 @@ def _metrics_routes(board: Scoreboard) -> dict[str, Handler]:
     exposition = Exposition(board)
 
     async def metrics(request: Request) -> Response:
+        await _counts_of_now()
         body, content_type = exposition.answer(request.header("accept"))
         return Response(body, content_type=content_type)
 
@@ -135,6 +137,11 @@ def _metrics_routes(board: Scoreboard) -> dict[str, Handler]:
     return {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
 
 
+async def _counts_of_now() -> None:
+    """Wait until the workers have told of all that happened before: an answer has what whoever asks has seen."""
+    await asyncio.sleep(2 * SETTLE_SECONDS)
+
+
 class _Refused(Exception):  # noqa: N818 - an answer
     """A question that gets no answer, and why."""
 
@@ -147,6 +154,7 @@ def _as_json(answer: Callable[[Request], Awaitable[object]]) -> Handler:
     async def handle(request: Request) -> Response:
         status = HTTPStatus.OK
         try:
+            await _counts_of_now()
             said = await answer(request)
         except _Refused as refused:
             said, status = {"error": str(refused)}, refused.status
