@@ -92,7 +92,6 @@ class _Worker:
         self._recent = Recent(self._row)
         self._undecided = UndecidedCounts(task.board.workers, self._row)
         self._connections: set[Strand] = set()
-        self._is_draining = False
         self._all_ended = asyncio.Event()  # while draining
         self._draining = asyncio.Event()
         self._others = [row.slots for row in task.board.workers if row is not self._row]
@@ -217,7 +216,7 @@ class _Worker:
 
     def _ended(self, connection: Strand) -> None:
         self._connections.discard(connection)
-        if self._is_draining and not self._connections:
+        if not self._connections and self._draining.is_set():
             self._all_ended.set()
 
     def _has_room(self) -> bool:
@@ -232,7 +231,7 @@ class _Worker:
         if not self._connections:
             return
         _log.info("draining", connections=len(self._connections), seconds=seconds)
-        self._is_draining = True
+        self._all_ended.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_ended.wait(), seconds)
             return

@@ -239,6 +239,23 @@ static PyTypeObject SocketType = {
     .tp_members = socket_members,
 };
 
+static PyObject *calls_send_first(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (!takes("send_first", count, 4, 4))
+        return NULL;
+    if (!Py_IS_TYPE(args[0], &SocketType)) {
+        PyErr_SetString(PyExc_TypeError, "send_first() sends by a socket of accept() or connect()");
+        return NULL;
+    }
+    int size = as_int(args[2]), flags = as_int(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (size < 0) {
+        PyErr_SetString(PyExc_ValueError, "send_first() of fewer than no bytes");
+        return NULL;
+    }
+    return send_bytes((Socket *)args[0], args[1], size, flags);
+}
+
 /* ---------------------------------------------------------------- where sockets come from */
 
 static PyObject *host_of(const Address *address) {
@@ -482,23 +499,6 @@ static PyTypeObject EpollType = {
     .tp_dealloc = (destructor)epoll_dealloc,
     .tp_methods = epoll_methods,
 };
-
-static PyObject *calls_send_first(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
-    if (!takes("send_first", count, 4, 4))
-        return NULL;
-    if (!Py_IS_TYPE(args[0], &SocketType)) {
-        PyErr_SetString(PyExc_TypeError, "send_first() sends by a socket of accept() or connect()");
-        return NULL;
-    }
-    int size = as_int(args[2]), flags = as_int(args[3]);
-    if (PyErr_Occurred())
-        return NULL;
-    if (size < 0) {
-        PyErr_SetString(PyExc_ValueError, "send_first() of fewer than no bytes");
-        return NULL;
-    }
-    return send_bytes((Socket *)args[0], args[1], size, flags);
-}
 
 static PyMethodDef functions[] = {
     {"accept", (PyCFunction)(void (*)(void))calls_accept, METH_FASTCALL, NULL},

@@ -284,7 +284,7 @@ class Meter:
 
     def settle(self) -> None:
         """Write everything that was counted."""
-        self._write(self._unsettled_connections)
+        self.settle_connections()
         self._write(self._unsettled)
 
     def _write(self, counters: list[Counter]) -> None:

@@ -89,15 +89,18 @@ def new_app(board: Scoreboard, in_force: InForce, history: History) -> Handler:
         return Response(page.html, content_type=page.content_type, headers=page.headers)
 
     async def connections(_request: Request) -> object:
+        await _counts_of_now()
         return answers.connections(board)
 
     async def policy(_request: Request) -> object:
+        await _counts_of_now()
         return await answers.policy(board, in_force)
 
     async def config(_request: Request) -> object:
         return answers.plain(in_force.generation.config)
 
     async def overview(_request: Request) -> object:
+        await _counts_of_now()
         return answers.overview(board, in_force, history)
 
     async def explain(request: Request) -> object:
@@ -154,7 +157,6 @@ def _as_json(answer: Callable[[Request], Awaitable[object]]) -> Handler:
     async def handle(request: Request) -> Response:
         status = HTTPStatus.OK
         try:
-            await _counts_of_now()
             said = await answer(request)
         except _Refused as refused:
             said, status = {"error": str(refused)}, refused.status
