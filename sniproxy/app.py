@@ -27,6 +27,7 @@ from sniproxy.ledger import Ledger
 from sniproxy.limits import LimitTable
 from sniproxy.live import LiveConnections
 from sniproxy.net.calls import Socket
+from sniproxy.net.clock import call_on_beat
 from sniproxy.net.event_loop import EventLoop
 from sniproxy.net.guard import Endpoint, Guard
 from sniproxy.net.listener import Acceptor, Peer, Trust
@@ -37,7 +38,7 @@ from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TimerWheel
 from sniproxy.observe.access_log import AccessLog
 from sniproxy.observe.lines import LogIdentity
-from sniproxy.observe.metrics import ACTIVE, SETTLE_SECONDS, Meter, slot_of
+from sniproxy.observe.metrics import ACTIVE, Meter, slot_of
 from sniproxy.observe.recent import Recent
 from sniproxy.observe.scoreboard import Scoreboard, UndecidedCounts
 from sniproxy.policy.engine import Engine
@@ -96,7 +97,7 @@ class _Worker:
         self._draining = asyncio.Event()
         self._others = [row.slots for row in task.board.workers if row is not self._row]
         self._active = slot_of(ACTIVE)
-        self._is_settling = False  # before long
+        self._is_settling = False  # at the next beat
         self._process = f"{os.getpid():x}-{os.urandom(3).hex()}"
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -106,9 +107,10 @@ class _Worker:
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_log)
         loop.add_reader(task.lifeline, self._draining.set)
 
-        readiness = Readiness(loop, loop.rounds, TimerWheel(loop))
+        rounds = loop.rounds
+        readiness = Readiness(rounds, rounds, TimerWheel(rounds, rounds.on_fault))
         pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
-        self._log = AccessLog(config.access_log, _log_identity(config), self._process, self._meter.log_dropped, loop)
+        self._log = AccessLog(config.access_log, _log_identity(config), self._process, self._meter.log_dropped, rounds)
         snapshot = Snapshot(config, _engine(task.generation), self._guard(config))
         ledger = Ledger(self._log, self._meter, self._recent)
         live = LiveConnections(loop)
@@ -118,7 +120,7 @@ class _Worker:
         self._settle(task.generation)
         task.inbox.watch(loop, self._change_to)
 
-        loop.rounds.on_end = self._end_round
+        rounds.on_end = self._end_round
         acceptors = [self._acceptor(number, sock) for number, sock in enumerate(task.sockets)]
         for acceptor in acceptors:
             acceptor.start()
@@ -202,11 +204,11 @@ class _Worker:
         self._log.reopen()
 
     def _end_round(self) -> None:
-        """Tell what was counted: of connections now, and of everything else before long."""
+        """Tell what was counted: of connections now, and of everything else at the next beat."""
         self._meter.settle_connections()
         if not self._is_settling and not self._meter.is_settled:
             self._is_settling = True
-            self._loop.call_later(SETTLE_SECONDS, self._settle_counts)
+            call_on_beat(self._loop.rounds, self._settle_counts)
 
     def _settle_counts(self) -> None:
         self._is_settling = False

@@ -24,7 +24,7 @@ from sniproxy.wire.client_hello import ClientHello
 from sniproxy.wire.need_more import NEED_MORE
 from sniproxy.wire.proxy_protocol import NOT_SENT, SocketAddress, Tlv, encode_proxy_header
 from tests.net.clock import HandClock
-from tests.net.loopback import Pair, cut, result_of, tcp_pair, turns, unix_pair, watching
+from tests.net.loopback import InStrand, Pair, cut, result_of, tcp_pair, turns, unix_pair, watching
 from tests.support.clients import hello_for, proxy_header, sleep_principal
 from tests.wire.build import as_records, build_client_hello, hello_message
 
@@ -79,7 +79,7 @@ class Desk:
     readiness: Readiness
     clock: HandClock
 
-    def taking(self, door: Door, limit: int = LIMIT) -> "asyncio.Task[tuple[Caller, ClientHello]]":
+    def taking(self, door: Door, limit: int = LIMIT) -> InStrand[tuple[Caller, ClientHello]]:
         """The whole intake of one connection, as its story asks for it."""
 
         async def take() -> tuple[Caller, ClientHello]:
@@ -89,7 +89,7 @@ class Desk:
             finally:
                 self.intake.release()
 
-        return asyncio.create_task(take())
+        return InStrand(take())
 
     async def caller(self, door: Door) -> Caller:
         while (caller := self.intake.caller(door)) is NEED_MORE:
@@ -336,7 +336,7 @@ class TestSlots:
         """One, however many pieces the hello comes in. It is held beyond the hello, until the story gives it back."""
         caller = await desk.caller(PLAIN)
         assert caller.source_ip == GATEWAY.ip
-        taking = asyncio.create_task(desk.client_hello(LIMIT))
+        taking = InStrand(desk.client_hello(LIMIT))
         for piece in (HELLO[:50], HELLO[50:100], HELLO[100:]):
             await turns()
             assert desk.slots.held == Counter({GATEWAY.ip: 1})
@@ -393,7 +393,7 @@ class TestSlots:
 
 
 class TestTime:
-    async def timed_out(self, desk: Desk, taking: "asyncio.Task[tuple[Caller, ClientHello]]") -> None:
+    async def timed_out(self, desk: Desk, taking: InStrand[tuple[Caller, ClientHello]]) -> None:
         with pytest.raises(ConnectionEndedError) as caught:
             await result_of(taking)
         expected = (Reason.HELLO_TIMEOUT, "no complete ClientHello within 10s")

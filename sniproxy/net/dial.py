@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from select import EPOLLERR, EPOLLHUP
 from typing import Final
@@ -35,7 +36,7 @@ class Connected:
     """What came of a dial: a socket that is connected, non-blocking and watched.
 
     `events` is what it has reported so far, to the attempt: the next owner must not wait for it to be said again.
-    `since` is when the dial began, by the event loop's clock.
+    `since` is when the dial began, by the monotonic clock.
     """
 
     __slots__ = ("endpoint", "events", "since", "socket")
@@ -92,7 +93,7 @@ class _Race(Watcher):
         self._failures: list[tuple[Endpoint, int]] = []
         self._readiness = readiness
         self._timeout = timeout
-        self.began = readiness.loop.time()
+        self.began = readiness.clock.time()
         self._deadline = self.began + timeout
 
     def start_next(self) -> None:
@@ -107,7 +108,7 @@ class _Race(Watcher):
         if not self._running:
             self._lose()
         elif self._next < len(self._endpoints):
-            left = self._deadline - self._readiness.loop.time()
+            left = self._deadline - self._readiness.clock.time()
             self._readiness.timers.arm(self, min(ATTEMPT_DELAY, left))
         else:
             self._readiness.timers.arm_until(self, self._deadline)
@@ -143,7 +144,7 @@ class _Race(Watcher):
             return
         self._running.remove(attempt)
         self._failures.append((attempt.endpoint, error))
-        self._readiness.loop.call_soon(self._replace, attempt)
+        self._readiness.clock.call_soon(partial(self._replace, attempt))
 
     def _replace(self, failed: _Attempt) -> None:
         self._close(failed)
@@ -153,7 +154,7 @@ class _Race(Watcher):
     def expire(self) -> None:
         if self.winner.is_done:
             return
-        if self._readiness.loop.time() < self._deadline:
+        if self._readiness.clock.time() < self._deadline:
             self.start_next()
         else:
             self._failures += [(attempt.endpoint, errno.ETIMEDOUT) for attempt in self._running]

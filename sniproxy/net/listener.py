@@ -5,7 +5,6 @@ a worker that dies leaves its queue to its successor. A TCP address has one sock
 which the kernel spreads connections; a Unix socket is one that all workers accept from.
 """
 
-import asyncio
 import errno
 import os
 import socket
@@ -185,7 +184,8 @@ class Acceptor(Watcher):
         self._is_unix = sock.family == socket.AF_UNIX
         self._burst = 1.0
         self._spare = _spare_descriptor()
-        self._resumption: asyncio.TimerHandle | None = None
+        self._is_pausing = False
+        self._is_closed = False
 
     def start(self) -> None:
         self._readiness.listen(self._sock.fileno(), self)
@@ -200,8 +200,7 @@ class Acceptor(Watcher):
         self.close()
 
     def close(self) -> None:
-        if self._resumption is not None:
-            self._resumption.cancel()
+        self._is_closed = True
         self._readiness.ignore(self._sock.fileno())
         self._sock.close()
         if self._spare is not None:
@@ -264,13 +263,15 @@ class Acceptor(Watcher):
 
     def _pause(self) -> None:
         self._readiness.ignore(self._sock.fileno())
-        if self._resumption is None:
-            self._resumption = self._readiness.loop.call_later(_PAUSE_SECONDS, self._resume)
+        if not self._is_pausing:
+            self._is_pausing = True
+            self._readiness.clock.call_later(_PAUSE_SECONDS, self._resume)
 
     def _resume(self) -> None:
-        self._resumption = None
-        self._spare = _spare_descriptor()
-        self.start()
+        self._is_pausing = False
+        if not self._is_closed:
+            self._spare = _spare_descriptor()
+            self.start()
 
 
 def _spare_descriptor() -> int | None:

@@ -11,11 +11,12 @@ The rules that edge-triggering asks for:
 - Closing a descriptor takes it out of the epoll, for no process shares it; `forget` comes first.
 """
 
-import asyncio
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
+from sniproxy.net.clock import Clock
 from sniproxy.net.rounds import Rounds, Watcher
+from sniproxy.net.strand import Pending
 from sniproxy.net.timers import UNARMED, TimerWheel
 
 _EDGES: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
@@ -31,8 +32,8 @@ HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 class Readiness:
     """Tells watchers of the epoll events of their descriptors."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, rounds: Rounds, timers: TimerWheel) -> None:
-        self.loop = loop
+    def __init__(self, clock: Clock, rounds: Rounds, timers: TimerWheel) -> None:
+        self.clock = clock
         self.timers = timers
         self._epoll = rounds.epoll
         self._watchers = rounds.watchers
@@ -85,12 +86,12 @@ class Readiness:
             self._epoll.unregister(fd)
 
     async def edge(self, fd: int, deadline: int) -> None:
-        """Wait until something happens on `fd`. Raises TimeoutError at the tick `deadline`."""
-        waiter = _Waiter(self.loop.create_future())
+        """Wait until something happens on `fd`, in a strand. Raises TimeoutError at the tick `deadline`."""
+        waiter = _Waiter()
         self.watch(fd, waiter)
         self.timers.arm_at(waiter, deadline)
         try:
-            await waiter.future
+            await waiter.told
         finally:
             self.timers.disarm(waiter)
             # The TimeoutError knows this frame, and would be known by it: a ring around all that the connection has.
@@ -98,18 +99,16 @@ class Readiness:
 
 
 class _Waiter(Watcher):
-    """One coroutine that waits for one descriptor, or for its deadline."""
+    """One strand that waits for one descriptor, or for its deadline."""
 
-    __slots__ = ("future",)
+    __slots__ = ("told",)
 
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self.future = future
+    def __init__(self) -> None:
+        self.told: Pending[None] = Pending()
         self.slot = UNARMED
 
     def on_events(self, _fd: int, _events: int) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
+        self.told.succeed(None)
 
     def expire(self) -> None:
-        if not self.future.done():
-            self.future.set_exception(TimeoutError())
+        self.told.fail(TimeoutError())

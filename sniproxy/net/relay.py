@@ -362,12 +362,13 @@ class Relay(Watcher):
     def _again(self, flow: _Flow) -> None:
         """The budget is spent: let the others have their turn, then go on. Events until then add no second turn."""
         flow.has_turn = True
-        self._readiness.loop.call_soon(self._resume, flow)
+        self._readiness.clock.call_soon(self._resume)
 
-    def _resume(self, flow: _Flow) -> None:
-        flow.has_turn = False
-        if not self._done.is_done:
-            self._pump(flow, ended=True)
+    def _resume(self) -> None:
+        for flow in (self._request, self._response):
+            if flow.has_turn and not self._done.is_done:
+                flow.has_turn = False
+                self._pump(flow, ended=True)
 
     def _lease_pipe(self, flow: _Flow) -> Pipe | None:
         if flow.pipe is None:

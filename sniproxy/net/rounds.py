@@ -1,8 +1,9 @@
 """Rounds: what a worker's event loop does for its connections, between two things that it does for anything else.
 
-A round waits for events, hands each to the watcher of its descriptor, and gives turns to the strands that want one.
-asyncio makes an object and a call in Python of every event, and a round of it costs as much as a phase of a connection;
-here an event costs a place in a list, and asyncio is back only when there is something for it to do.
+A round waits for events, hands each to the watcher of its descriptor, gives turns to the strands that want one, and
+makes the calls that are due. asyncio makes an object and a call in Python of every event, and a round of it costs as
+much as a phase of a connection; here an event costs a place in a list, and asyncio is back only when there is something
+for it to do.
 
 Its own descriptors are in the same epoll, so that who waits for both waits once.
 """
@@ -16,8 +17,10 @@ from sniproxy.net.calls import Epoll
 from sniproxy.net.strand import Turns
 from sniproxy.net.timers import Timer
 
-# How many events one round takes before turns and timers get theirs.
+# How many events one round takes before turns and calls get theirs.
 _BATCH: Final = 256
+
+FOR_EVER: Final = -1.0  # as epoll_wait(2) has it
 
 # As in the ledger: a constant of the module's own is at hand.
 _now: Final = monotonic
@@ -37,8 +40,21 @@ class Watcher(Timer):
         raise NotImplementedError
 
 
+class _Call:
+    """A call that waits for its time."""
+
+    __slots__ = ("make", "when")
+
+    def __init__(self, when: float, make: Callable[[], object]) -> None:
+        self.when = when
+        self.make = make
+
+
 class Rounds:
-    """Serves the descriptors that have a watcher, and tells of the events of the others."""
+    """Serves the descriptors that have a watcher, and tells of the events of the others.
+
+    It is a `Clock`, for calls of which few wait at a time: they are in no order.
+    """
 
     def __init__(self, epoll: Epoll, on_fault: Callable[[Exception], None]) -> None:
         self.epoll = epoll
@@ -46,41 +62,83 @@ class Rounds:
         self.turns = Turns(on_fault)
         self.is_due = False  # asyncio has something to do
         self.on_end: Callable[[], None] = _nothing  # of each round, and before the first after asyncio
-        self._on_fault = on_fault
+        self.on_fault = on_fault
+        self._calls: list[_Call] = []
+        self._next_call = inf  # when the first of them is due
+
+    def time(self) -> float:
+        return _now()
+
+    def call_soon(self, call: Callable[[], object], /) -> None:
+        self.call_at(0.0, call)
+
+    def call_later(self, seconds: float, call: Callable[[], object], /) -> None:
+        self.call_at(_now() + seconds, call)
+
+    def call_at(self, when: float, call: Callable[[], object], /) -> None:
+        self._calls.append(_Call(when, call))
+        self._next_call = min(self._next_call, when)
 
     def serve(self, timeout: float | None) -> list[tuple[int, int]]:
         """Go round until there is something for asyncio to do, or until `timeout` seconds are over; None is never.
 
         What it returns are the events of descriptors without a watcher: number and epoll mask.
         """
-        end = inf if timeout is None else _now() + timeout
+        now = _now()
+        end = inf if timeout is None else now + timeout
         self.is_due = False
         self.on_end()
         if self.is_due:  # so that `timeout` is no longer right
             return []
         while True:
-            others = self._dispatch(0.0 if self.turns.are_wanted else timeout)
+            others = self._dispatch(self._patience(now, end))
             self.turns.give()
+            now = _now()
+            if now >= self._next_call:
+                self._make_calls(now)
             self.on_end()
-            if others or self.is_due:
+            if others is not None:
                 return others
-            if end != inf:
-                timeout = end - _now()
-                if timeout <= 0.0:
-                    return others
+            if self.is_due or now >= end:
+                return []
 
-    def _dispatch(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Hand out what happens within `timeout` seconds. Returns the events that have no watcher."""
-        others: list[tuple[int, int]] = []
+    def _patience(self, now: float, end: float) -> float:
+        """For how many seconds to wait for events; FOR_EVER is what it says."""
+        if self.turns.are_wanted:
+            return 0.0
+        until = min(end, self._next_call)
+        return FOR_EVER if until == inf else max(0.0, until - now)
+
+    def _dispatch(self, timeout: float) -> list[tuple[int, int]] | None:
+        """Hand out what happens within `timeout` seconds. Returns the events that have no watcher, if any."""
+        others: list[tuple[int, int]] | None = None
         watchers = self.watchers
         for fd, events in self.epoll.poll(timeout, _BATCH):
             watcher = watchers[fd] if fd < len(watchers) else None
             if watcher is None:
+                if others is None:
+                    others = []
                 others.append((fd, events))
                 continue
             try:
                 watcher.on_events(fd, events)
             except Exception as fault:
                 # The edges behind this one are other connections', and come only once.
-                self._on_fault(fault)
+                self.on_fault(fault)
         return others
+
+    def _make_calls(self, now: float) -> None:
+        """Make those that are due; what they ask for waits for the next round."""
+        due = [call for call in self._calls if call.when <= now]
+        self._calls = [call for call in self._calls if call.when > now]
+        self._next_call = min([call.when for call in self._calls], default=inf)
+        due.sort(key=_when)
+        for call in due:
+            try:
+                call.make()
+            except Exception as fault:
+                self.on_fault(fault)
+
+
+def _when(call: _Call) -> float:
+    return call.when

@@ -1,7 +1,7 @@
 """One coarse timer for every deadline of every connection.
 
-A timer of the event loop costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one
-callback a tick looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
+A timer of asyncio costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one
+call a tick looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
 for anything finer. While nothing is armed nothing ticks.
 
 An owner is its own entry: it is a Timer, and in one ring at most. A ring is linked through its timers (Varghese and
@@ -9,9 +9,11 @@ Lauck, Hashed and Hierarchical Timing Wheels, 1987), so that to arm and to disar
 asks for memory nor for a hash.
 """
 
-import asyncio
 import math
+from collections.abc import Callable
 from typing import Final
+
+from sniproxy.net.clock import Clock
 
 TICK: Final = 0.1  # seconds
 
@@ -45,9 +47,10 @@ class _Ring(Timer):
 class TimerWheel:
     """Calls `expire()` of each armed timer within one tick after its time is up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._time = loop.time
+    def __init__(self, clock: Clock, on_fault: Callable[[Exception], None]) -> None:
+        self._clock = clock
+        self._time = clock.time
+        self._on_fault = on_fault
         self._rings: dict[int, _Ring] = {}  # by their slot; none is empty
         self.next_tick = self.now  # while any timer is armed, a clock that costs nothing to read
         self._ticking = False
@@ -66,7 +69,7 @@ class TimerWheel:
         self.arm_at(timer, self.after(seconds))
 
     def arm_until(self, timer: Timer, deadline: float) -> None:
-        """The same at `deadline`, a time of the event loop's clock."""
+        """The same at `deadline`, a time of the clock."""
         self.arm_at(timer, math.ceil(deadline / TICK))
 
     def arm_at(self, timer: Timer, slot: int) -> None:
@@ -76,7 +79,7 @@ class TimerWheel:
         if not self._ticking:
             self._ticking = True
             self.next_tick = self.now + 1
-            self._loop.call_at(self.next_tick * TICK, self._tick)
+            self._clock.call_at(self.next_tick * TICK, self._tick)
         slot = max(slot, self.next_tick)
         ring = self._rings.get(slot)
         if ring is None:
@@ -111,7 +114,7 @@ class TimerWheel:
                 self._expire(_neighbour(ring.after))
         self._ticking = bool(self._rings)
         if self._ticking:
-            self._loop.call_at(self.next_tick * TICK, self._tick)
+            self._clock.call_at(self.next_tick * TICK, self._tick)
 
     def _expire(self, timer: Timer) -> None:
         self.disarm(timer)
@@ -119,7 +122,7 @@ class TimerWheel:
             timer.expire()
         except Exception as error:
             # One that fails must not take the others' time-outs with it, now or later.
-            self._loop.call_exception_handler({"message": "timer failed", "exception": error})
+            self._on_fault(error)
 
 
 def _neighbour(timer: Timer | None) -> Timer:

@@ -1,24 +1,21 @@
 """The access log: what happened to each connection, told to every sink that wants to know it.
 
-Lines are gathered and written together, at the latest `_DELAY` after the first. Formats are in `lines` and
+Lines are gathered and written together, at the next beat. Formats are in `lines` and
 `text_lines`, and what a sink does with a line in `sinks`.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import structlog
 
 from sniproxy.config.model import AccessLog as Settings
+from sniproxy.net.clock import Clock, call_on_beat
 from sniproxy.observe.lines import JsonLines, LineFormat, LogIdentity, level_of
 from sniproxy.observe.sinks import MAX_BATCH, Sink, open_sink
 from sniproxy.observe.text_lines import EnvoyLines, NginxLines
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
-
-_DELAY: Final = 0.05  # seconds
 
 _log = structlog.get_logger()
 
@@ -64,7 +61,7 @@ def place_of(number: int) -> float:
 
 
 class AccessLog:
-    """A worker's log, flushed by its event loop.
+    """A worker's log, flushed a little after the first line.
 
     A sink that cannot be opened at the start drops its lines until it can be: no connection waits for a log, nor for
     a worker that is to have one.
@@ -76,11 +73,11 @@ class AccessLog:
         identity: LogIdentity,
         process: str,
         on_dropped: Callable[[float], None],
-        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
     ) -> None:
         self._process = process
         self._on_dropped = on_dropped
-        self._loop = loop
+        self._clock = clock
         self._is_due = False
         self._sinks: dict[str, Sink] = {}
         self._change(settings, identity, may_come=True)
@@ -118,7 +115,7 @@ class AccessLog:
                 sink.flush()
             elif not self._is_due:
                 self._is_due = True
-                self._loop.call_later(_DELAY, self._flush)
+                call_on_beat(self._clock, self._flush)
 
     def _flush(self) -> None:
         self._is_due = False
@@ -127,7 +124,7 @@ class AccessLog:
             if sink.waiting or sink.losses.may_end:
                 self._is_due = True
         if self._is_due:
-            self._loop.call_later(_DELAY, self._flush)
+            call_on_beat(self._clock, self._flush)
 
     def reopen(self) -> None:
         """Go on in new files where the old ones were renamed, as logrotate does it."""

@@ -13,9 +13,6 @@ from sniproxy.net.relay import Tally
 from sniproxy.observe.scoreboard import Labels, Row, Scoreboard
 from sniproxy.outcome import Event, Reason
 
-# How long what a worker has counted may wait until all can see it; but for connections, which never wait.
-SETTLE_SECONDS = 0.01
-
 
 class Kind(Enum):
     COUNTER = "counter"

@@ -303,7 +303,8 @@ def reception(address: TcpAddress | UnixAddress = ANY_PORT) -> Iterator[Receptio
     def on_shed(peer: Peer) -> None:
         its.shed.append(peer)
 
-    readiness = Readiness(clock.loop, its_rounds(), TimerWheel(clock.loop))
+    rounds = its_rounds()
+    readiness = Readiness(clock, rounds, TimerWheel(clock, rounds.on_fault))
     its = Reception(sock, clock, Acceptor(sock, readiness, on_connection, on_shed))
     its.acceptor.start()
     try:

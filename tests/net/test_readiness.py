@@ -235,7 +235,7 @@ class TestWaitingForAnEdge:
         with tcp_pair() as (ours, theirs):
             readiness.watch(ours.fileno(), quietly())
             await turns()
-            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            waiting = InStrand(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
             assert not waiting.done()
             theirs.send(b"x")
@@ -248,7 +248,7 @@ class TestWaitingForAnEdge:
         with tcp_pair() as (ours, _):
             readiness.watch(ours.fileno(), quietly())
             await turns()
-            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            waiting = InStrand(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
             clock.advance(4.9)
             await turns()
@@ -262,7 +262,7 @@ class TestWaitingForAnEdge:
         with tcp_pair() as (ours, _):
             readiness.watch(ours.fileno(), quietly())
             await turns()
-            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.now - 50))
+            waiting = InStrand(readiness.edge(ours.fileno(), readiness.timers.now - 50))
             await turns()
             clock.advance(TICK)
             with pytest.raises(TimeoutError):
@@ -303,7 +303,7 @@ class TestWaitingForAnEdge:
                 readiness.watch(ours.fileno(), quietly())
                 readiness.watch(other_ours.fileno(), quietly())
                 await turns()
-                waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(1)))
+                waiting = InStrand(readiness.edge(ours.fileno(), readiness.timers.after(1)))
                 await turns()
                 # Dispatched in the batch of the edge, before whoever waits can go on.
                 readiness.watch(other_ours.fileno(), Hears(lambda _: clock.advance(2)))
@@ -323,7 +323,7 @@ class TestWaitingForAnEdge:
         with tcp_pair() as (ours, theirs):
             readiness.watch(ours.fileno(), quietly())
             await turns()
-            waiting = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            waiting = InStrand(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -332,20 +332,20 @@ class TestWaitingForAnEdge:
             assert clock.scheduled == 0
             theirs.send(b"x")
             await turns()
-            again = asyncio.create_task(readiness.edge(ours.fileno(), readiness.timers.after(5)))
+            again = InStrand(readiness.edge(ours.fileno(), readiness.timers.after(5)))
             await turns()
             theirs.send(b"y")
             await result_of(again)
 
     async def test_it_works_by_the_loops_own_time(self) -> None:
         """No clock of ours: a deadline comes without anybody moving it."""
-        loop = asyncio.get_running_loop()
-        readiness = Readiness(loop, its_rounds(), TimerWheel(loop))
+        rounds = its_rounds()
+        readiness = Readiness(rounds, rounds, TimerWheel(rounds, rounds.on_fault))
         with tcp_pair() as (ours, _):
             readiness.watch(ours.fileno(), quietly())
             await turns()
             with pytest.raises(TimeoutError):
-                await readiness.edge(ours.fileno(), readiness.timers.after(0.0))
+                await result_of(InStrand(readiness.edge(ours.fileno(), readiness.timers.after(0.0))))
 
 
 class TestListening:

@@ -660,16 +660,16 @@ class EndlessSocket:
 
 
 class Turns:
-    """A loop, a readiness and its timers that do nothing by themselves; `waiting` is what is to run next."""
+    """A clock, a readiness and its timers that do nothing by themselves; `waiting` is what is to run next."""
 
     def __init__(self) -> None:
-        self.loop = self.timers = self
+        self.clock = self.timers = self
         self.next_tick = 0
         self.waiting: list[Callable[[], object]] = []
         self.watchers: dict[int, Watcher] = {}
 
-    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
-        self.waiting.append(lambda: callback(*args))
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.waiting.append(call)
 
     def watch(self, fd: int, watcher: Watcher) -> bool:
         self.watchers[fd] = watcher

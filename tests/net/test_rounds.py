@@ -152,3 +152,70 @@ def test_a_fault_is_told_and_costs_nobody_else_anything(bench: Bench) -> None:
     bench.rounds.serve(0)
     assert sorted(told) == ["a turn", "an event"]
     assert [str(fault) for fault in bench.faults] == ["of a watcher", "of a strand"]
+
+
+class TestCalls:
+    """It is a clock, too: what is asked of it is done between two waits, and asyncio hears nothing of it."""
+
+    def test_a_call_is_made_at_its_time_though_nothing_else_happens(self, bench: Bench) -> None:
+        """Not before; and who waits for events without end is woken for it."""
+        rounds, made = bench.rounds, list[float]()
+
+        def call() -> None:
+            made.append(rounds.time())
+            rounds.is_due = True
+
+        due = rounds.time() + 0.03
+        rounds.call_at(due, call)
+        assert rounds.serve(None) == []
+        assert due <= made[0]
+
+    def test_calls_are_made_in_the_order_of_their_times(self, bench: Bench) -> None:
+        """Those of one time in the order in which they were asked for. None is made twice."""
+        rounds, made = bench.rounds, list[str]()
+        now = rounds.time()
+        rounds.call_at(now + 0.02, lambda: made.append("third"))
+        rounds.call_later(0.0, lambda: made.append("second"))
+        rounds.call_soon(lambda: made.append("first"))
+        rounds.call_at(now + 0.02, lambda: made.append("fourth"))
+        rounds.call_later(60.0, lambda: made.append("never"))
+        rounds.serve(0.05)
+        assert made == ["first", "second", "third", "fourth"]
+
+    def test_a_call_comes_after_the_events_and_the_turns_of_its_round(self, bench: Bench) -> None:
+        told: list[str] = []
+
+        async def story() -> None:
+            await turn()
+            told.append("a turn")
+
+        bench.watch(bench.signal(), lambda _: told.append("an event"))
+        bench.rounds.call_soon(lambda: told.append("a call"))
+        Strand(story(), bench.rounds.turns, lambda _: None).run()
+        bench.rounds.serve(0)
+        assert told == ["an event", "a turn", "a call"]
+
+    def test_what_a_call_asks_for_waits_for_the_next_round(self, bench: Bench) -> None:
+        """So that one which always asks again keeps nobody from his turn."""
+        rounds, told = bench.rounds, list[str]()
+
+        def again() -> None:
+            told.append("a call")
+            rounds.call_soon(again)
+
+        bench.watch(bench.signal(), lambda _: told.append("an event"))
+        rounds.call_soon(again)
+        for _ in range(3):
+            rounds.serve(0)
+        assert told == ["an event", "a call"] * 3
+
+    def test_a_call_that_fails_is_told_of_and_keeps_no_other_from_being_made(self, bench: Bench) -> None:
+        made: list[str] = []
+
+        def fails() -> None:
+            raise ValueError("of a call")
+
+        bench.rounds.call_soon(fails)
+        bench.rounds.call_soon(lambda: made.append("the other"))
+        bench.rounds.serve(0)
+        assert ([str(fault) for fault in bench.faults], made) == (["of a call"], ["the other"])

@@ -13,6 +13,7 @@ from sniproxy.net.sockets import cut_off, hang_up, reset, unsent
 from sniproxy.net.timers import TICK
 from tests.net.clock import HandClock
 from tests.net.loopback import (
+    InStrand,
     Pair,
     cut,
     fill,
@@ -51,7 +52,7 @@ class TestHangingUp:
         readiness, _ = watched
         with pair as (ours, theirs):
             theirs.send(b"x" * 30_000)
-            hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+            hanging = InStrand(hang_up(ours, ALERT, readiness))
             await turns()
             theirs.send(b"y" * 30_000)
             await turns()
@@ -65,7 +66,7 @@ class TestHangingUp:
         """Alert and end go out at once; only the close waits for the client's own end."""
         readiness, _ = watched
         with tcp_pair() as (ours, theirs):
-            hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+            hanging = InStrand(hang_up(ours, ALERT, readiness))
             assert await read_to_end(theirs) == ALERT
             await turns()
             assert not hanging.done()
@@ -77,7 +78,7 @@ class TestHangingUp:
         readiness, clock = watched
         for trickle in (b"", b"x"):
             with tcp_pair() as (ours, theirs):
-                hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+                hanging = InStrand(hang_up(ours, ALERT, readiness))
                 for _ in range(9):
                     await turns()
                     clock.advance(0.1)
@@ -94,7 +95,7 @@ class TestHangingUp:
         readiness, _ = watched
         with tcp_pair() as (ours, theirs):
             sent = fill(theirs)
-            hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+            hanging = InStrand(hang_up(ours, ALERT, readiness))
             await result_of(hanging)
             assert sent > 64 * 1024
             await until(lambda: unread(ours) > 0, "the rest")
@@ -107,13 +108,13 @@ class TestHangingUp:
         with pair as (ours, theirs):
             theirs.send(b"x")
             cut(theirs)
-            await result_of(asyncio.create_task(hang_up(ours, ALERT, readiness)))
+            await result_of(InStrand(hang_up(ours, ALERT, readiness)))
             readiness.forget(ours.fileno())
 
     async def test_a_client_that_resets_meanwhile_is_no_error(self, watched: Watched) -> None:
         readiness, _ = watched
         with tcp_pair() as (ours, theirs):
-            hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+            hanging = InStrand(hang_up(ours, ALERT, readiness))
             await turns()
             cut(theirs)
             await result_of(hanging)
@@ -123,7 +124,7 @@ class TestHangingUp:
         """The fixture looks for timers that are still armed."""
         readiness, _ = watched
         with tcp_pair() as (ours, _):
-            hanging = asyncio.create_task(hang_up(ours, ALERT, readiness))
+            hanging = InStrand(hang_up(ours, ALERT, readiness))
             await turns()
             hanging.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -4,64 +4,48 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from sniproxy.config.model import AccessLog as Settings
 from sniproxy.config.model import Gateway, LogEvent, Sample
+from sniproxy.net.clock import BEAT
 from sniproxy.observe.access_log import AccessLog, write_worker_lost
 from sniproxy.observe.lines import LogIdentity
 from sniproxy.outcome import Event, Reason
 from sniproxy.policy.model import NO_GROUND, DryRun
 from sniproxy.record import Record
+from tests.net.clock import HandClock
 from tests.net.loopback import open_descriptors
 from tests.observe.records import IDENTITY, refused, relayed
 
 ALL: frozenset[LogEvent] = frozenset({"open", "close", "deny", "fail"})
 
 
-class Clock:
-    """Stands in for the event loop: keeps what it was asked to call later."""
-
-    def __init__(self) -> None:
-        self.due: list[Callable[[], None]] = []
-
-    def call_later(self, _delay: float, call: Callable[[], None]) -> None:
-        self.due.append(call)
-
-    def pass_time(self) -> None:
-        due, self.due = self.due, []
-        for call in due:
-            call()
-
-
-def its_logs(*settings: Settings, clock: Clock, dropped: list[float] | None = None) -> AccessLog:
-    loop: Any = clock
+def its_logs(*settings: Settings, clock: HandClock, dropped: list[float] | None = None) -> AccessLog:
     count = (lambda _: None) if dropped is None else dropped.append
-    return AccessLog(settings, IDENTITY, "p", count, loop)
+    return AccessLog(settings, IDENTITY, "p", count, clock)
 
 
-def worker_log(path: Path, clock: Clock, *events: LogEvent) -> AccessLog:
+def worker_log(path: Path, clock: HandClock, *events: LogEvent) -> AccessLog:
     return its_logs(Settings(path=str(path), events=frozenset(events or ALL)), clock=clock)
 
 
 def test_lines_are_written_together_a_little_later(tmp_path: Path) -> None:
-    clock, path = Clock(), tmp_path / "log"
+    clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)
     for _ in range(3):
         log.write(relayed(), Event.CLOSE, 101.0)
-    assert (path.read_bytes(), len(clock.due)) == (b"", 1)
-    clock.pass_time()
-    assert (path.read_bytes().count(b"\n"), clock.due) == (3, [])
+    assert (path.read_bytes(), clock.scheduled) == (b"", 1)
+    clock.advance(1.5 * BEAT)
+    assert (path.read_bytes().count(b"\n"), clock.scheduled) == (3, 0)
     log.close()
 
 
 def test_many_lines_do_not_wait(tmp_path: Path) -> None:
-    clock, path = Clock(), tmp_path / "log"
+    clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)
     for _ in range(200):
         log.write(relayed(), Event.CLOSE, 101.0)
@@ -70,7 +54,7 @@ def test_many_lines_do_not_wait(tmp_path: Path) -> None:
 
 
 def test_events_that_nobody_wants_are_not_written(tmp_path: Path) -> None:
-    clock, path = Clock(), tmp_path / "log"
+    clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock, "deny")
     for event in Event:
         log.write(relayed(), event, 101.0)
@@ -80,14 +64,14 @@ def test_events_that_nobody_wants_are_not_written(tmp_path: Path) -> None:
 
 def test_a_log_that_is_changed_goes_on_elsewhere_and_loses_nothing(tmp_path: Path) -> None:
     """What was written before is in the old file, what comes after in the new one, in its own form."""
-    clock, old, new = Clock(), tmp_path / "old", tmp_path / "new"
+    clock, old, new = HandClock(), tmp_path / "old", tmp_path / "new"
     log = worker_log(old, clock)
     log.write(relayed(), Event.CLOSE, 101.0)
     other = LogIdentity.of(Gateway(namespace="other"), {})
     log.change([Settings(path=str(new), events=frozenset({"deny"}))], other)
     log.write(relayed(), Event.CLOSE, 101.0)
     log.write(refused(), Event.DENY, 101.0)
-    clock.pass_time()
+    clock.advance(1.5 * BEAT)
     lines = [json.loads(path.read_bytes()) for path in (old, new)]
     assert [(line["connectionEvent"], line["instance"].rpartition(".")[2]) for line in lines] == [
         ("close", "istio-system"),
@@ -97,7 +81,7 @@ def test_a_log_that_is_changed_goes_on_elsewhere_and_loses_nothing(tmp_path: Pat
 
 
 def test_a_log_that_cannot_be_changed_goes_on_as_it_was(tmp_path: Path) -> None:
-    clock, path = Clock(), tmp_path / "log"
+    clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)
     before = open_descriptors()
     with pytest.raises(FileNotFoundError):
@@ -110,7 +94,7 @@ def test_a_log_that_cannot_be_changed_goes_on_as_it_was(tmp_path: Path) -> None:
 
 def test_a_pipe_that_a_new_config_keeps_keeps_what_waits_for_it(tmp_path: Path) -> None:
     """Only what is no longer named is closed."""
-    clock, path, dropped = Clock(), tmp_path / "log", list[float]()
+    clock, path, dropped = HandClock(), tmp_path / "log", list[float]()
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = its_logs(Settings(path=str(path)), clock=clock, dropped=dropped)
@@ -118,9 +102,9 @@ def test_a_pipe_that_a_new_config_keeps_keeps_what_waits_for_it(tmp_path: Path) 
         log.write(relayed(), Event.CLOSE, 101.0)
     log.change([Settings(path=str(path), events=frozenset({"deny"}))], IDENTITY)
     received = b""
-    while clock.due:
+    while clock.scheduled:
         received += os.read(reader, 1 << 20)
-        clock.pass_time()
+        clock.advance(1.5 * BEAT)
     received += os.read(reader, 1 << 20)
     assert (received.count(b"\n"), dropped) == (200, [])
     os.close(reader)
@@ -133,7 +117,7 @@ def test_several_sinks_each_have_their_events_and_their_format(tmp_path: Path) -
         Settings(path=str(every)),
         Settings(path=str(nginx), format="nginx", events=frozenset({"close", "deny"})),
         Settings(path=str(envoy), format="envoy", events=frozenset({"deny"})),
-        clock=Clock(),
+        clock=HandClock(),
     )
     for event, record in ((Event.OPEN, relayed()), (Event.CLOSE, relayed()), (Event.DENY, refused())):
         log.write(record, event, 101.0)
@@ -146,7 +130,7 @@ def test_several_sinks_each_have_their_events_and_their_format(tmp_path: Path) -
 
 def test_one_sink_that_fails_costs_another_no_line(tmp_path: Path) -> None:
     path, dropped = tmp_path / "log", list[float]()
-    log = its_logs(Settings(path="/dev/full"), Settings(path=str(path)), clock=Clock(), dropped=dropped)
+    log = its_logs(Settings(path="/dev/full"), Settings(path=str(path)), clock=HandClock(), dropped=dropped)
     for _ in range(3):
         log.write(relayed(), Event.CLOSE, 101.0)
     log.close()
@@ -161,7 +145,7 @@ def numbers(path: Path, event: str) -> list[int]:
 
 def test_a_sample_is_even_and_who_is_in_the_smaller_one_is_in_the_larger(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = its_logs(Settings(path=str(path), sample=Sample(open=0.1, close=0.01)), clock=Clock())
+    log = its_logs(Settings(path=str(path), sample=Sample(open=0.1, close=0.01)), clock=HandClock())
     for number in range(1, 10_001):
         record = relayed()
         record.number = number
@@ -204,7 +188,7 @@ NEVER_SAMPLED = {
 @pytest.mark.parametrize(("record", "event"), NEVER_SAMPLED.values(), ids=NEVER_SAMPLED)
 def test_what_a_sample_always_has(record: Record, event: Event, tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = its_logs(Settings(path=str(path), sample=Sample(open=0.0, close=0.0)), clock=Clock())
+    log = its_logs(Settings(path=str(path), sample=Sample(open=0.0, close=0.0)), clock=HandClock())
     log.write(relayed(), Event.OPEN, 101.0)
     log.write(record, event, 101.0)
     log.close()
@@ -213,7 +197,7 @@ def test_what_a_sample_always_has(record: Record, event: Event, tmp_path: Path) 
 
 def test_after_a_rename_the_log_goes_on_in_a_new_file(tmp_path: Path) -> None:
     path, old = tmp_path / "log", tmp_path / "log.1"
-    log = its_logs(Settings(path=str(path)), Settings(path="/dev/null"), clock=Clock())
+    log = its_logs(Settings(path=str(path)), Settings(path="/dev/null"), clock=HandClock())
     log.write(relayed(), Event.OPEN, 101.0)
     path.rename(old)
     with capture_logs() as logs:
@@ -227,7 +211,7 @@ def test_after_a_rename_the_log_goes_on_in_a_new_file(tmp_path: Path) -> None:
 def test_what_cannot_be_reopened_goes_on_and_is_told(tmp_path: Path) -> None:
     gone, stays = tmp_path / "folder" / "log", tmp_path / "log"
     gone.parent.mkdir()
-    log = its_logs(Settings(path=str(gone)), Settings(path=str(stays)), clock=Clock())
+    log = its_logs(Settings(path=str(gone)), Settings(path=str(stays)), clock=HandClock())
     gone.parent.rename(tmp_path / "moved")
     stays.rename(tmp_path / "log.1")
     with capture_logs() as logs:
@@ -243,16 +227,16 @@ def test_what_cannot_be_reopened_goes_on_and_is_told(tmp_path: Path) -> None:
 
 def test_the_end_of_a_loss_is_told_without_another_line(tmp_path: Path) -> None:
     """The log looks again and again, until the loss is over, and then no more."""
-    clock, path = Clock(), tmp_path / "log"
+    clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)
     (sink,) = log.sinks
     sink.losses.add(1, "for the test")
     log.write(relayed(), Event.OPEN, 101.0)
-    clock.pass_time()
-    assert len(clock.due) == 1
+    clock.advance(1.5 * BEAT)
+    assert clock.scheduled == 1
     sink.losses.may_end = False
-    clock.pass_time()
-    assert clock.due == []
+    clock.advance(1.5 * BEAT)
+    assert clock.scheduled == 0
     log.close()
 
 

@@ -16,19 +16,22 @@ from http import HTTPStatus
 import orjson
 
 from sniproxy.config.units import parse_name
+from sniproxy.net.clock import BEAT
 from sniproxy.observe.admin import answers
 from sniproxy.observe.admin.exposition import Exposition
 from sniproxy.observe.admin.history import History
 from sniproxy.observe.admin.http_server import Handler, HttpServer, Request, Response, routed
 from sniproxy.observe.admin.in_force import BusyError, InForce
 from sniproxy.observe.admin.page import Page
-from sniproxy.observe.metrics import SETTLE_SECONDS
 from sniproxy.observe.scoreboard import Scoreboard
 from sniproxy.policy.model import Request as Asked
 from sniproxy.processes import heed_no_more
 from sniproxy.queries import parse_identity, parse_source_ip
 from sniproxy.reload.channel import Inbox
 from sniproxy.reload.generation import Generation
+
+# By how much a busy worker may miss a beat.
+_LATE_SECONDS = 0.015
 
 _EXPLAIN_KEYS = {"sni", "principal", "source_ip", "outer_sni", "ech"}
 
@@ -142,7 +145,7 @@ def _metrics_routes(board: Scoreboard) -> dict[str, Handler]:
 
 async def _counts_of_now() -> None:
     """Wait until the workers have told of all that happened before: an answer has what whoever asks has seen."""
-    await asyncio.sleep(2 * SETTLE_SECONDS)
+    await asyncio.sleep(BEAT + _LATE_SECONDS)
 
 
 class _Refused(Exception):  # noqa: N818 - an answer
