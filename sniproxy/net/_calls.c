@@ -442,7 +442,13 @@ static PyObject *event_list(const struct epoll_event *events, int count) {
     return list;
 }
 
-/* The one call here that may wait: then others have the interpreter. A signal ends the wait, with no events. */
+/* Whether no other thread could want the interpreter: a thread is known to it before it starts to run. */
+static int is_alone(void) {
+    PyThreadState *first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    return PyThreadState_Next(first) == NULL;
+}
+
+/* The one call here that may wait: then other threads have the interpreter. A signal ends the wait, with no events. */
 static PyObject *epoll_poll(Epoll *self, PyObject *const *args, Py_ssize_t count) {
     struct epoll_event events[EVENTS_MAX];
     if (!takes("poll", count, 2, 2))
@@ -452,8 +458,8 @@ static PyObject *epoll_poll(Epoll *self, PyObject *const *args, Py_ssize_t count
         return NULL;
     if (most > EVENTS_MAX)
         most = EVENTS_MAX;
-    if (timeout == 0) {
-        ready = epoll_wait(self->fd, events, most, 0);
+    if (timeout == 0 || is_alone()) {
+        ready = epoll_wait(self->fd, events, most, timeout);
     } else {
         Py_BEGIN_ALLOW_THREADS
         ready = epoll_wait(self->fd, events, most, timeout);

@@ -97,38 +97,52 @@ _next: Final = next  # compiled, the builtin would be looked up by its name each
 
 
 class Turns:
-    """The strands that wait for their turn. Each round gives a few turns to all that wait."""
+    """The strands that wait for their turn, in a chain. Each round gives a few turns to all that wait."""
 
     def __init__(self, on_fault: Callable[[Exception], None]) -> None:
         self._on_fault = on_fault
-        self._waiting: list[Strand] = []
+        self._first: Strand | None = None
+        self._last: Strand | None = None
 
     @property
     def are_wanted(self) -> bool:
         """Whether any strand waits for one."""
-        return bool(self._waiting)
+        return self._first is not None
 
     def add(self, strand: "Strand") -> None:
-        self._waiting.append(strand)
+        """Let `strand` have one. It must not be waiting for one already."""
+        if self._last is None:
+            self._first = strand
+        else:
+            self._last.behind = strand
+        self._last = strand
 
     def give(self) -> None:
         """A few turns to each that wants them. A strand that raises is at fault, and ends there."""
         for _ in range(_TURNS_A_ROUND):
-            waiting = self._waiting
-            if not waiting:
+            strand = self._take()
+            if strand is None:
                 return
-            self._waiting = []
-            for strand in waiting:
+            while strand is not None:
+                behind = strand.behind
+                strand.behind = None
                 try:
                     strand.run()
                 except Exception as fault:
                     self._on_fault(fault)
+                strand = behind
+
+    def _take(self) -> "Strand | None":
+        """The chain of those that wait; nobody does any more."""
+        first = self._first
+        self._first = self._last = None
+        return first
 
 
 class Strand:
     """Runs `coroutine`, which must not raise; then calls `on_end`."""
 
-    __slots__ = ("_awaited", "_is_cancelled", "_on_end", "_steps", "_turns")
+    __slots__ = ("_awaited", "_is_cancelled", "_on_end", "_steps", "_turns", "behind")
 
     def __init__(
         self, coroutine: Coroutine[Awaited, None, None], turns: Turns, on_end: Callable[["Strand"], None]
@@ -138,6 +152,7 @@ class Strand:
         self._on_end = on_end
         self._awaited: Awaited = None
         self._is_cancelled = False  # at its next await, for it was at none
+        self.behind: Strand | None = None  # who has the turn after this one's
 
     def run(self) -> None:
         """Go on until the coroutine waits for something, or ends."""
