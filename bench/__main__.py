@@ -19,7 +19,7 @@ from bench.network import Network, machine_network, own_network
 from bench.processes import Cores, is_root
 from bench.proxies import DEFAULT_PEERS, RECIPES, ProxyError, Recipe, started
 from bench.report import Results, as_json, table, tally
-from bench.sample import FULL, QUICK, Sample, Scale, Workload
+from bench.sample import FULL, QUICK, Sample, Scale, Turns, Workload, finished, in_turns
 from bench.stage import HERE, MissingToolError, Stage, staged
 from bench.workloads import DEFAULT_WORKLOADS, WORKLOADS
 
@@ -142,42 +142,36 @@ def _run(
     failures: list[str] = []
     for number in range(1, scale.rounds + 1):
         for name in workloads:
-            for peer, program in programs.items():
-                if WORKLOADS[name].ours and not RECIPES[peer].ours:
-                    continue
-                began = time.monotonic()
-                sample = _undisturbed_sample(stage, RECIPES[peer], program, WORKLOADS[name], scale, failures)
+            began = time.monotonic()
+            works = {
+                peer: _work(stage, RECIPES[peer], program, WORKLOADS[name], scale, failures)
+                for peer, program in programs.items()
+                if RECIPES[peer].ours or not WORKLOADS[name].ours
+            }
+            for peer, sample in finished(in_turns(works)).items():
                 results.add(name, peer, sample)
-                _say(_progress(number, scale.rounds, name, peer, sample, time.monotonic() - began))
+                _say(_progress(number, scale.rounds, name, peer, sample))
+            _say(f"round {number}/{scale.rounds}  {name:<9} took {time.monotonic() - began:.1f} s")
     return results, failures
 
 
-def _undisturbed_sample(
+def _work(
     stage: Stage, recipe: Recipe, program: Path, workload: Workload, scale: Scale, failures: list[str]
-) -> Sample | None:
-    """A sample; one that another program disturbed is taken again, once, whatever its figures were."""
-    sample = _sample(stage, recipe, program, workload, scale, failures)
-    if sample is None or not sample.disturbed:
-        return sample
-    return _sample(stage, recipe, program, workload, scale, failures)
-
-
-def _sample(
-    stage: Stage, recipe: Recipe, program: Path, workload: Workload, scale: Scale, failures: list[str]
-) -> Sample | None:
+) -> Turns[Sample | None]:
+    """One sample, if the proxy does not fail."""
     try:
-        return workload.run(functools.partial(started, recipe, program, stage), scale)
+        return (yield from workload.run(functools.partial(started, recipe, program, stage), scale))
     except ProxyError as error:
         failures.append(f"{workload.name}: {error}")
         _say(failures[-1])
         return None
 
 
-def _progress(number: int, rounds: int, workload: str, peer: str, sample: Sample | None, seconds: float) -> str:
+def _progress(number: int, rounds: int, workload: str, peer: str, sample: Sample | None) -> str:
     values = "  ".join(f"{key} {value:.1f}" for key, value in sample.values.items()) if sample else "failed"
     said = [f"{problem.kind}: {problem.detail}" for problem in sample.problems] if sample else []
     problems = f"  [{'; '.join(said)}]" if said else ""
-    return f"round {number}/{rounds}  {workload:<9} {peer:<14} {values}  ({seconds:.1f} s){problems}"
+    return f"round {number}/{rounds}  {workload:<9} {peer:<14} {values}{problems}"
 
 
 def _about(

@@ -3,7 +3,7 @@
  *
  *     load --target HOST:PORT --hellos FILE --count N --expect BYTES [--concurrency C | --rate R]
  *          [--upload BYTES] [--pings K] [--ping-bytes P] [--hold [--words W --word-rate V --speakers U]] [--refused]
- *          [--sources S] [--timeout SECONDS]
+ *          [--sources S] [--seed N] [--tell] [--timeout SECONDS]
  *
  * One epoll loop, no TLS. A connection connects, sends one of the canned hellos (and --upload bytes after it),
  * reads exactly --expect bytes, and then
@@ -19,7 +19,7 @@
  * alert.
  *
  * With --concurrency the loop is closed: a new connection starts when one ends. With --rate it is open:
- * connections are due R a second, at random (exponential gaps, from a fixed seed), whether or not earlier ones
+ * connections are due R a second, at random (exponential gaps, from the seed), whether or not earlier ones
  * have ended, and the latency of each counts from the moment it was due. A proxy that stalls is so charged for
  * every connection that should have been made meanwhile (no coordinated omission), and a slow one for the
  * queue that a burst leaves before it.
@@ -31,6 +31,7 @@
  * The result is one JSON object on standard output. A connection is "ok" only when every byte came, the
  * bytes were right, and the end was orderly; any other is an error, counted by kind. Answers longer than the
  * buffer are counted but not looked at (MSG_TRUNC), so that a client that reads gigabytes costs next to nothing.
+ * With --tell every latency is in it, sorted.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -80,10 +81,10 @@ struct hello {
 
 static struct {
     struct sockaddr_in target;
-    uint64_t count, concurrency, expect, upload, pings, ping_bytes, words, speakers, sources, timeout;
+    uint64_t count, concurrency, expect, upload, pings, ping_bytes, words, speakers, sources, seed, timeout;
     double rate, word_rate;
-    int hold, refused;
-} want = {.concurrency = 1, .ping_bytes = 256, .speakers = 1, .sources = 1, .timeout = 60, .word_rate = 1};
+    int hold, refused, tell;
+} want = {.concurrency = 1, .ping_bytes = 256, .speakers = 1, .sources = 1, .seed = 1, .timeout = 60, .word_rate = 1};
 
 static struct hello hellos[MAX_HELLOS];
 static size_t hello_count;
@@ -300,11 +301,10 @@ static void advance(struct connection *c, uint32_t events)
 
 static uint64_t next_due;
 
-/* Chance from a fixed seed (splitmix64): every proxy meets the same arrivals. */
+/* Chance from the seed (splitmix64): every proxy meets the same arrivals. */
 static double chance(void)
 {
-    static uint64_t state = 1;
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    uint64_t z = want.seed += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return (double)((z ^ (z >> 31)) >> 11) / 9007199254740992.0; /* 53 bits, in [0, 1) */
@@ -456,7 +456,7 @@ static void parse(int argc, char **argv)
         {"upload", 1, NULL, 'u'},     {"pings", 1, NULL, 'p'},   {"ping-bytes", 1, NULL, 'b'},
         {"hold", 0, NULL, 'h'},       {"sources", 1, NULL, 's'}, {"timeout", 1, NULL, 'w'},
         {"words", 1, NULL, 'W'},      {"word-rate", 1, NULL, 'V'}, {"speakers", 1, NULL, 'U'},
-        {"refused", 0, NULL, 'x'},
+        {"refused", 0, NULL, 'x'},     {"seed", 1, NULL, 'S'},     {"tell", 0, NULL, 'T'},
         {NULL, 0, NULL, 0},
     };
     int option;
@@ -478,6 +478,8 @@ static void parse(int argc, char **argv)
         case 'V': want.word_rate = strtod(optarg, NULL); break;
         case 'U': want.speakers = number; break;
         case 's': want.sources = number; break;
+        case 'S': want.seed = number; break;
+        case 'T': want.tell = 1; break;
         case 'w': want.timeout = number; break;
         default: exit(2);
         }
@@ -531,8 +533,15 @@ static void print_result(double seconds)
             comma = ", ";
         }
     }
-    printf("}, \"samples\": %zu, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f}\n",
+    printf("}, \"samples\": %zu, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f",
            sample_count, quantile_us(0.5), quantile_us(0.9), quantile_us(0.99), quantile_us(0.999), quantile_us(1));
+    if (want.tell) {
+        printf(", \"latencies_us\": [");
+        for (size_t i = 0; i < sample_count; i++)
+            printf("%s%.1f", i ? ", " : "", (double)samples[i] / 1e3);
+        printf("]");
+    }
+    printf("}\n");
 }
 
 int main(int argc, char **argv)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 _PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -156,6 +157,21 @@ class Usage:
         """All the CPU time that the work took on the proxy's side."""
         return self.cpu.total + self.deferred
 
+    @classmethod
+    def joined(cls, parts: Sequence["Usage"]) -> "Usage":
+        """Of a block that was worked off in slices of one length: times are summed, and of shares it is the mean."""
+        return cls(
+            Cpu(
+                sum(part.cpu.total for part in parts),
+                sum(part.cpu.user for part in parts),
+                sum(part.cpu.system for part in parts),
+            ),
+            sum(part.deferred for part in parts),
+            fmean(part.load_core_busy for part in parts),
+            fmean(part.proxy_core_busy for part in parts),
+            fmean(part.foreign_share for part in parts),
+        )
+
 
 @contextlib.contextmanager
 def metered(root: int, *, proxy_cores: Sequence[int], load_core: int) -> Iterator[Usage]:
@@ -179,7 +195,8 @@ def metered(root: int, *, proxy_cores: Sequence[int], load_core: int) -> Iterato
     own = cpu(owner).total - owner_before + usage.deferred
     usage.load_core_busy = _share(seconds - (_idle([load_core]) - load_idle), seconds)
     usage.proxy_core_busy = _share(seconds - (_idle(proxy_cores) - proxy_idle), seconds)
-    usage.foreign_share = max(0.0, usage.proxy_core_busy - own / seconds / len(proxy_cores))
+    # Of a short block it may be less than nothing: how busy a core is, is known to the hundredth of a second.
+    usage.foreign_share = usage.proxy_core_busy - own / seconds / len(proxy_cores)
     settle(root)
     usage.cpu = cpu(root) - cpu_before
 

@@ -1,9 +1,9 @@
 """What a workload is made of: how much work a sample is, what is read off it, and what is wrong with it."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.measure import Usage, metered
 from bench.processes import Cores
@@ -41,6 +41,7 @@ class Scale:
     """How much work a sample is; numbers are of connections where nothing else is said."""
 
     rounds: int
+    slices: int  # in which a sample is taken where proxies take turns
     short: int
     short_warm_up: int
     pages: int  # of 100 KB
@@ -65,7 +66,8 @@ class Scale:
 
 FULL = Scale(
     rounds=5,
-    short=10_000,
+    slices=8,
+    short=20_000,
     short_warm_up=2_000,
     pages=4_000,
     files=100,
@@ -82,6 +84,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     rounds=1,
+    slices=2,
     short=5_000,
     short_warm_up=1_000,
     pages=1_000,
@@ -115,6 +118,40 @@ class Sample:
 
 Start = Callable[[Setting], contextlib.AbstractContextManager[Proxy]]
 
+K = TypeVar("K")
+T = TypeVar("T")
+# Work that is done in slices: at each `yield` others may have theirs.
+Turns = Generator[None, None, T]
+Run = Callable[[Start, Scale], Turns[Sample]]
+
+
+def in_turns(works: Mapping[K, Turns[T]]) -> Turns[dict[K, T]]:
+    """All of these works, a slice of each in turn, and what came of them. What goes wrong in one ends them all."""
+    left, done = dict(works), dict[K, T]()
+    try:
+        while left:
+            for key, work in list(left.items()):
+                try:
+                    next(work)
+                except StopIteration as end:
+                    done[key] = end.value
+                    del left[key]
+            yield
+    finally:
+        for work in left.values():
+            work.close()
+    return done
+
+
+def finished(work: Turns[T]) -> T:
+    """Let it have all its turns at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -122,7 +159,7 @@ class Workload:
 
     name: str
     metrics: tuple[Metric, ...]
-    run: Callable[[Start, Scale], Sample]
+    run: Run
     by_default: bool = True
     ours: bool = False
 
@@ -192,6 +229,22 @@ def measure(proxy: Proxy, load: Load) -> Measured:
     with metered_proxy(proxy) as block:
         result = proxy.load(load)
     return Measured(load, result, block.usage, result.problems(load) + block.problems)
+
+
+def measure_in_turns(proxy: Proxy, load: Load, slices: int) -> Turns[Measured]:
+    """The same in so many slices, and before each of them a turn for the others.
+
+    What slows the machine down for a second or two so meets all of them, and what a slice was disturbed by matters as
+    much as it lasted.
+    """
+    parts = []
+    for number in range(slices):
+        yield
+        parts.append(measure(proxy, load.slice(number, slices)))
+    result, usage = LoadResult.joined([part.result for part in parts]), Usage.joined([part.usage for part in parts])
+    whole = replace(load, count=load.count // slices * slices)
+    problems = result.problems(whole) + usage_problems(usage, proxy.stage.cores, proxy.cores)
+    return Measured(whole, result, usage, problems)
 
 
 def together(values: dict[str, float], parts: dict[str, Measured]) -> Sample:

@@ -24,8 +24,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from bench.hello import HELLO_BYTES, client_hello, proxy_header
@@ -77,6 +79,12 @@ class Load:
     word_rate: int = 1
     speakers: int = 1
     timeout: int = 60
+    seed: int = 1
+    tell: bool = False
+
+    def slice(self, number: int, slices: int) -> "Load":
+        """One of so many parts of it, with arrivals of its own; it tells its latencies."""
+        return replace(self, count=self.count // slices, seed=number + 1, tell=True)
 
     def options(self) -> list[str]:
         options = {
@@ -90,10 +98,12 @@ class Load:
             "word-rate": self.word_rate,
             "speakers": self.speakers,
             "sources": SOURCE_ADDRESSES,
+            "seed": self.seed,
             "timeout": self.timeout,
         }
         numbers = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return [*numbers, *(["--hold"] if self.hold else []), *(["--refused"] if self.refused else [])]
+        flags = {"--hold": self.hold, "--refused": self.refused, "--tell": self.tell}
+        return [*numbers, *(flag for flag, is_set in flags.items() if is_set)]
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,32 @@ class LoadResult:
     p99_us: float
     p999_us: float
     max_us: float
+    latencies_us: Sequence[float] = ()  # where the load tells them
+
+    @classmethod
+    def joined(cls, parts: Sequence["LoadResult"]) -> "LoadResult":
+        """One load that was made in slices, which told their latencies: its quantiles are those of all of them."""
+        latencies = sorted(chain.from_iterable(part.latencies_us for part in parts)) or [0.0]
+
+        def quantile(share: float) -> float:
+            return latencies[int(share * (len(latencies) - 1))]
+
+        errors: Counter[str] = Counter()
+        for part in parts:
+            errors.update(part.errors)
+        return cls(
+            asked=sum(part.asked for part in parts),
+            ok=sum(part.ok for part in parts),
+            bytes=sum(part.bytes for part in parts),
+            seconds=sum(part.seconds for part in parts),
+            errors=dict(errors),
+            samples=sum(part.samples for part in parts),
+            p50_us=quantile(0.5),
+            p90_us=quantile(0.9),
+            p99_us=quantile(0.99),
+            p999_us=quantile(0.999),
+            max_us=quantile(1.0),
+        )
 
     def problems(self, load: Load) -> list["Problem"]:
         """What is wrong with this result, if anything: every connection whole, every byte counted."""

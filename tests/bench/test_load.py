@@ -57,6 +57,13 @@ def test_every_byte_of_the_work_comes(stage: Stage, load: Load) -> None:
     assert 0 < result.p50_us <= result.p99_us <= result.max_us
 
 
+def test_latencies_are_told_in_order(stage: Stage) -> None:
+    result = direct(stage, Load(("a.bench.example",), count=50, concurrency=8, tell=True))
+    assert (len(result.latencies_us), result.latencies_us[-1]) == (50, result.max_us)
+    assert sorted(result.latencies_us) == result.latencies_us
+    assert result.p50_us == result.latencies_us[24]
+
+
 def test_an_answer_that_is_too_short_is_an_error(stage: Stage) -> None:
     load = Load(("a.bench.example",), count=3, expect=ANSWER_BYTES + 1)
     result = direct(stage, load)

@@ -1,10 +1,12 @@
 """What is wrong with a measured block, and how much work a machine has room for."""
 
+from typing import Any, cast
+
 import pytest
 
 from bench.measure import Cpu, Usage
 from bench.processes import Cores
-from bench.sample import FULL, Measured, Sample, greatest_growth, together, usage_problems
+from bench.sample import FULL, Measured, Sample, Turns, finished, greatest_growth, in_turns, together, usage_problems
 from bench.stage import GB, Load, LoadResult, Problem
 
 CORES = Cores(proxy=1, load=0)
@@ -71,3 +73,53 @@ def test_parts_are_told_apart_in_one_sample() -> None:
     assert sample.values == {"a": 1.0}
     assert sample.problems == [Problem("odd", "second: 1")]
     assert set(sample.raw) == {"first", "second"}
+
+
+def work(told: list[str], name: str, slices: int) -> Turns[str]:
+    """Notes when it has a turn, and when it is over or ended before its time."""
+    try:
+        for number in range(slices):
+            yield
+            told.append(f"{name}{number}")
+    finally:
+        told.append(f"{name} over")
+    return name
+
+
+def test_works_have_their_slices_in_turn() -> None:
+    """One that has more than the others goes on alone."""
+    told: list[str] = []
+    done = finished(in_turns({1: work(told, "a", 1), 2: work(told, "b", 3)}))
+    assert done == {1: "a", 2: "b"}
+    assert told == ["a0", "a over", "b0", "b1", "b2", "b over"]
+    told.clear()
+    finished(in_turns({1: work(told, "a", 2), 2: work(told, "b", 2)}))
+    assert told[:3] == ["a0", "b0", "a1"]
+
+
+def test_works_within_works_give_turns_to_those_outside() -> None:
+    told: list[str] = []
+    inner = in_turns({1: work(told, "a", 2), 2: work(told, "b", 2)})
+    finished(in_turns({"inner": inner, "outer": cast(Turns[Any], work(told, "c", 2))}))
+    assert [name for name in told if "over" not in name] == ["a0", "b0", "c0", "a1", "b1", "c1"]
+
+
+def test_a_work_that_fails_ends_the_others() -> None:
+    """Their proxies are stopped."""
+    told: list[str] = []
+
+    def fails() -> Turns[str]:
+        yield
+        raise ValueError("of a work")
+
+    with pytest.raises(ValueError, match="of a work"):
+        finished(in_turns({1: work(told, "a", 9), 2: fails()}))
+    assert told == ["a0", "a over"]
+
+
+def test_the_usage_of_slices_is_summed_and_its_shares_are_means() -> None:
+    """A share that is less than nothing, for want of a finer clock, makes up for one that is too much."""
+    whole = Usage.joined([usage(load=0.2, foreign=-0.04), usage(load=0.4, foreign=0.06)])
+    assert whole.seconds == 2.0
+    assert whole.load_core_busy == pytest.approx(0.3)
+    assert whole.foreign_share == pytest.approx(0.01)

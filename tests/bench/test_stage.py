@@ -27,6 +27,25 @@ def test_a_result_says_what_is_wrong_with_it(seen: LoadResult, kinds: list[str])
     assert [problem.kind for problem in seen.problems(LOAD)] == kinds
 
 
+def test_slices_are_one_load_when_they_are_joined() -> None:
+    """Quantiles are those of all connections: where one slice was slow, so are the slowest of them all."""
+    quick, slow = [float(number) for number in range(1, 91)], [1000.0] * 10
+    parts = [
+        LoadResult(90, 90, 900, 0.5, {}, 90, 1, 1, 1, 1, 1, quick),
+        LoadResult(11, 10, 100, 1.0, {"reset": 1}, 10, 1, 1, 1, 1, 1, slow),
+    ]
+    whole = LoadResult.joined(parts)
+    assert (whole.asked, whole.ok, whole.bytes, whole.seconds, whole.errors) == (101, 100, 1000, 1.5, {"reset": 1})
+    assert (whole.samples, whole.p50_us, whole.p90_us, whole.max_us) == (100, 50.0, 90.0, 1000.0)
+    assert whole.latencies_us == ()
+
+
+def test_a_slice_has_arrivals_of_its_own() -> None:
+    load = Load(("a.bench.example",), count=20, rate=1000)
+    slices = [load.slice(number, 4) for number in range(4)]
+    assert ({part.count for part in slices}, len({part.seed for part in slices})) == ({5}, 4)
+
+
 def test_hellos_are_packed_behind_their_lengths() -> None:
     packed = pack_hellos(("a.bench.example", "b.bench.example"), with_header=False)
     assert packed[:4] == HELLO_BYTES.to_bytes(4, "little")
