@@ -64,7 +64,7 @@ if os.environ.get("SNIPROXY_COMPILE") == "1":
     for extension in extensions:
         # The modules call each other inside one library. If its symbols were for others, too, each of these calls would
         # look its target up in a table.
-        extension.extra_compile_args += ["-fvisibility=hidden", "-fno-plt"]
+        extension.extra_compile_args = [*extension.extra_compile_args, "-fvisibility=hidden", "-fno-plt"]
     setup(ext_modules=[*extensions, Extension("sniproxy.net._calls", ["sniproxy/net/_calls.c"])])
 else:
     setup()

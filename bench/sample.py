@@ -126,21 +126,26 @@ Run = Callable[[Start, Scale], Turns[Sample]]
 
 
 def in_turns(works: Mapping[K, Turns[T]]) -> Turns[dict[K, T]]:
-    """All of these works, a slice of each in turn, and what came of them. What goes wrong in one ends them all."""
-    left, done = dict(works), dict[K, T]()
+    """All of these works, a slice of each in turn, and what came of them. What goes wrong in one ends them all.
+
+    Every second time the last is the first: what a slice leaves behind is not always the same one's to bear.
+    """
+    order, done = list(works), dict[K, T]()
     try:
-        while left:
-            for key, work in list(left.items()):
+        while len(done) < len(works):
+            for key in order:
+                if key in done:
+                    continue
                 try:
-                    next(work)
+                    next(works[key])
                 except StopIteration as end:
                     done[key] = end.value
-                    del left[key]
+            order.reverse()
             yield
     finally:
-        for work in left.values():
+        for work in works.values():
             work.close()
-    return done
+    return {key: done[key] for key in works}
 
 
 def finished(work: Turns[T]) -> T:
