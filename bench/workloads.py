@@ -61,6 +61,7 @@ from bench.stage import DENIED_NAME, KB, MB, SHORT_NAMES, Load
 
 ONE_IN = 100  # idle connections speaks,
 WORDS_A_SECOND = 10  # so often
+AT_A_TIME = 32  # short connections
 WORKERS = 2
 
 
@@ -96,7 +97,7 @@ def _on_one_in_turns(run: Callable[[Proxy, Scale], Turns[Sample]]) -> Run:
 
 
 def _warm(proxy: Proxy, scale: Scale) -> None:
-    proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=32))
+    proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=AT_A_TIME))
 
 
 def _touch(proxy: Proxy) -> None:
@@ -113,8 +114,8 @@ def _short(proxy: Proxy, scale: Scale) -> Turns[Sample]:
     return measured.sample(short_cpu=measured.us_each)
 
 
-def _shorts(scale: Scale) -> Load:
-    return Load(SHORT_NAMES, count=scale.short, concurrency=32)
+def _shorts(scale: Scale, at_a_time: int = AT_A_TIME) -> Load:
+    return Load(SHORT_NAMES, count=scale.short, concurrency=at_a_time)
 
 
 def _pages(proxy: Proxy, scale: Scale) -> Sample:
@@ -244,7 +245,11 @@ def _crowd(proxy: Proxy, scale: Scale) -> Sample:
 
 
 def _workers(start: Start, scale: Scale) -> Turns[Sample]:
-    """The load is the same, and every process may run on every core; what ksoftirqd does on either counts."""
+    """Every process may run on every core; what ksoftirqd does on either counts.
+
+    Two workers have the load that one has, and then as much each: what they cost for being two is in both, and in the
+    first also what it costs that each has half the connections to do at once.
+    """
 
     def setting(workers: int) -> Setting:
         return Setting(workers=workers, everywhere=True)
@@ -252,17 +257,23 @@ def _workers(start: Start, scale: Scale) -> Turns[Sample]:
     with start(setting(1)) as one, start(setting(WORKERS)) as several:
         for proxy in (one, several):
             _warm(proxy, scale)
-        proxies = {1: one, WORKERS: several}
         parts = yield from in_turns(
-            {workers: measure_in_turns(proxy, _shorts(scale), scale.slices) for workers, proxy in proxies.items()}
+            {
+                "1": measure_in_turns(one, _shorts(scale), scale.slices),
+                "2": measure_in_turns(several, _shorts(scale), scale.slices),
+                "each": measure_in_turns(several, _shorts(scale, WORKERS * AT_A_TIME), scale.slices),
+            }
         )
         spread = {}
         if several.recipe.ours:
             settle(several.pid)
             spread = {"workers_spread": busiest_share(several.log, WORKERS) * 100}
-    each = {workers: part.us_each for workers, part in parts.items()}
-    values = {"workers_1": each[1], "workers_2": each[WORKERS], "workers_growth": each[WORKERS] / each[1], **spread}
-    return together(values, {f"with {workers}": part for workers, part in parts.items()})
+    values = {f"workers_{name}": part.us_each for name, part in parts.items()}
+    growth = {
+        "workers_growth": values["workers_2"] / values["workers_1"],
+        "workers_scaling": values["workers_each"] / values["workers_1"],
+    }
+    return together(values | growth | spread, parts)
 
 
 def busiest_share(log: Path, workers: int) -> float:
@@ -378,7 +389,9 @@ _WORKLOADS = (
         (
             Metric("workers_1", "CPU per connection, 1 worker, both cores", "us"),
             Metric("workers_2", "CPU per connection, 2 workers, both cores", "us"),
+            Metric("workers_each", "the same, each with the load of one", "us"),
             Metric("workers_growth", "2 workers to 1 worker", "x", (Target(1.1),)),
+            Metric("workers_scaling", "the same, each with the load of one", "x"),
             Metric("workers_spread", "the busier worker's connections", "%", (Target(55.0),)),
         ),
         _workers,
