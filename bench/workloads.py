@@ -1,7 +1,8 @@
 """The work that every proxy is given, and what is read off it.
 
-A workload takes a fresh proxy, warms it up, measures once, and returns a sample: one value a metric, what was
-wrong, and the raw figures. Each round of a run gives each proxy one sample of each workload.
+A workload takes a fresh proxy, warms it up, measures once, or in slices between which the other proxies have theirs,
+and returns a sample: one value a metric, what was wrong, and the raw figures. Each round of a run gives each proxy one
+sample of each workload.
 
     short      connections as fast as they go, 32 at a time: CPU of the proxy a connection
     100kb      the same with answers of 100 KB
@@ -16,8 +17,8 @@ wrong, and the raw figures. Each round of a run gives each proxy one sample of e
     storm      thousands of connections at once, to a proxy that had none: time until all are served, CPU each
     refused    connections with a name that is not allowed, as fast as they go: CPU each
     crowd      10 to 8,000 connections at a time, as fast as they go: whether the CPU of a connection stays the same
-    workers    one worker and two, on both cores: whether the CPU of a connection stays the same, and how evenly
-               connections spread
+    workers    one worker and two, on both cores, with the same load and with as much each: whether the CPU of a
+               connection stays the same, and how evenly connections spread
     log        sniproxy alone: what log and metrics cost
     reload     sniproxy alone, and not in the default run: what 100,000 rules cost that are read anew under load
 
@@ -61,7 +62,7 @@ from bench.stage import DENIED_NAME, KB, MB, SHORT_NAMES, Load
 
 ONE_IN = 100  # idle connections speaks,
 WORDS_A_SECOND = 10  # so often
-AT_A_TIME = 32  # short connections
+AT_A_TIME = 32  # connections, where nothing else is said
 WORKERS = 2
 
 
@@ -120,8 +121,8 @@ def _shorts(scale: Scale, at_a_time: int = AT_A_TIME) -> Load:
 
 def _pages(proxy: Proxy, scale: Scale) -> Sample:
     names = ("100kb.bench.example",)
-    proxy.load(Load(names, count=scale.pages // 10, expect=100 * KB, concurrency=32))
-    measured = measure(proxy, Load(names, count=scale.pages, expect=100 * KB, concurrency=32))
+    proxy.load(Load(names, count=scale.pages // 10, expect=100 * KB, concurrency=AT_A_TIME))
+    measured = measure(proxy, Load(names, count=scale.pages, expect=100 * KB, concurrency=AT_A_TIME))
     return measured.sample(page_cpu=measured.us_each)
 
 
@@ -165,7 +166,7 @@ def _idle(proxy: Proxy, scale: Scale) -> Sample:
     load = Load(
         names,
         count=scale.idle,
-        concurrency=32,
+        concurrency=AT_A_TIME,
         hold=True,
         words=scale.words,
         word_rate=speakers * WORDS_A_SECOND,
@@ -224,8 +225,8 @@ def _storm(proxy: Proxy, scale: Scale) -> Sample:
 
 
 def _refused(proxy: Proxy, scale: Scale) -> Sample:
-    refusals = Load((DENIED_NAME,), count=scale.short, expect=0, concurrency=32, refused=True)
-    proxy.load(Load((DENIED_NAME,), count=scale.short_warm_up, expect=0, concurrency=32, refused=True))
+    refusals = Load((DENIED_NAME,), count=scale.short, expect=0, concurrency=AT_A_TIME, refused=True)
+    proxy.load(Load((DENIED_NAME,), count=scale.short_warm_up, expect=0, concurrency=AT_A_TIME, refused=True))
     measured = measure(proxy, refusals)
     return measured.sample(refused_cpu=measured.us_each)
 
@@ -298,7 +299,7 @@ def _log(start: Start, scale: Scale) -> Sample:
     for name, setting in (("on", COMMON), ("off", Setting(log=False))):
         with start(setting) as proxy:
             _warm(proxy, scale)
-            load = Load(SHORT_NAMES, count=scale.short, concurrency=32)
+            load = _shorts(scale)
             if setting.log:
                 with scraped(proxy):
                     parts[name] = measure(proxy, load)

@@ -108,7 +108,7 @@ class _Worker:
         loop.add_reader(task.lifeline, self._draining.set)
 
         rounds = loop.rounds
-        readiness = Readiness(rounds, rounds, TimerWheel(rounds, rounds.on_fault))
+        readiness = Readiness(rounds, TimerWheel(rounds, rounds.on_fault))
         pipes = PipePool(max(4, _PIPES // len(task.board.workers)))
         self._log = AccessLog(config.access_log, _log_identity(config), self._process, self._meter.log_dropped, rounds)
         snapshot = Snapshot(config, _engine(task.generation), self._guard(config))

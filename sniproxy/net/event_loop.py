@@ -1,7 +1,7 @@
 """The event loop of a worker: asyncio's, with rounds for connections where it would wait for events.
 
-Timers, signals, name servers and the supervisor's pipes are asyncio's as anywhere. What belongs to a connection has a
-watcher in `Rounds`, and asyncio never hears of it.
+Signals, name servers, the supervisor's pipes and a worker's tasks are asyncio's as anywhere. What belongs to a
+connection has a watcher, a strand or a call in `Rounds`, and asyncio hardly ever hears of it.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         super().__init__(selector)
 
     def _tell(self, fault: Exception) -> None:
-        self.call_exception_handler({"message": "serving a connection failed", "exception": fault})
+        self.call_exception_handler({"message": "serving connections failed", "exception": fault})
 
     # Everything that asyncio has to do begins with one of these two, or with an event.
 

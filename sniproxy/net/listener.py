@@ -185,7 +185,6 @@ class Acceptor(Watcher):
         self._burst = 1.0
         self._spare = _spare_descriptor()
         self._is_pausing = False
-        self._is_closed = False
 
     def start(self) -> None:
         self._readiness.listen(self._sock.fileno(), self)
@@ -200,7 +199,6 @@ class Acceptor(Watcher):
         self.close()
 
     def close(self) -> None:
-        self._is_closed = True
         self._readiness.ignore(self._sock.fileno())
         self._sock.close()
         if self._spare is not None:
@@ -269,7 +267,7 @@ class Acceptor(Watcher):
 
     def _resume(self) -> None:
         self._is_pausing = False
-        if not self._is_closed:
+        if self._sock.fileno() >= 0:  # it was not closed meanwhile
             self._spare = _spare_descriptor()
             self.start()
 

@@ -14,7 +14,6 @@ The rules that edge-triggering asks for:
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import Final
 
-from sniproxy.net.clock import Clock
 from sniproxy.net.rounds import Rounds, Watcher
 from sniproxy.net.strand import Pending
 from sniproxy.net.timers import UNARMED, TimerWheel
@@ -32,8 +31,8 @@ HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 class Readiness:
     """Tells watchers of the epoll events of their descriptors."""
 
-    def __init__(self, clock: Clock, rounds: Rounds, timers: TimerWheel) -> None:
-        self.clock = clock
+    def __init__(self, rounds: Rounds, timers: TimerWheel) -> None:
+        self.clock = timers.clock
         self.timers = timers
         self._epoll = rounds.epoll
         self._watchers = rounds.watchers

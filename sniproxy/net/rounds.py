@@ -10,6 +10,7 @@ Its own descriptors are in the same epoll, so that who waits for both waits once
 
 from collections.abc import Callable
 from math import inf
+from operator import itemgetter
 from time import monotonic
 from typing import Final
 
@@ -20,7 +21,7 @@ from sniproxy.net.timers import Timer
 # How many events one round takes before turns and calls get theirs.
 _BATCH: Final = 256
 
-FOR_EVER: Final = -1.0  # as epoll_wait(2) has it
+_FOR_EVER: Final = -1.0  # as epoll_wait(2) has it
 
 # As in the ledger: a constant of the module's own is at hand.
 _now: Final = monotonic
@@ -40,16 +41,6 @@ class Watcher(Timer):
         raise NotImplementedError
 
 
-class _Call:
-    """A call that waits for its time."""
-
-    __slots__ = ("make", "when")
-
-    def __init__(self, when: float, make: Callable[[], object]) -> None:
-        self.when = when
-        self.make = make
-
-
 class Rounds:
     """Serves the descriptors that have a watcher, and tells of the events of the others.
 
@@ -63,7 +54,7 @@ class Rounds:
         self.is_due = False  # asyncio has something to do
         self.on_end: Callable[[], None] = _nothing  # of each round, and before the first after asyncio
         self.on_fault = on_fault
-        self._calls: list[_Call] = []
+        self._calls: list[tuple[float, Callable[[], object]]] = []  # when, and what
         self._next_call = inf  # when the first of them is due
 
     def time(self) -> float:
@@ -76,7 +67,7 @@ class Rounds:
         self.call_at(_now() + seconds, call)
 
     def call_at(self, when: float, call: Callable[[], object], /) -> None:
-        self._calls.append(_Call(when, call))
+        self._calls.append((when, call))
         self._next_call = min(self._next_call, when)
 
     def serve(self, timeout: float | None) -> list[tuple[int, int]]:
@@ -103,11 +94,11 @@ class Rounds:
                 return []
 
     def _patience(self, now: float, end: float) -> float:
-        """For how many seconds to wait for events; FOR_EVER is what it says."""
+        """For how many seconds to wait for events, or _FOR_EVER."""
         if self.turns.are_wanted:
             return 0.0
         until = min(end, self._next_call)
-        return FOR_EVER if until == inf else max(0.0, until - now)
+        return _FOR_EVER if until == inf else max(0.0, until - now)
 
     def _dispatch(self, timeout: float) -> list[tuple[int, int]] | None:
         """Hand out what happens within `timeout` seconds. Returns the events that have no watcher, if any."""
@@ -129,16 +120,12 @@ class Rounds:
 
     def _make_calls(self, now: float) -> None:
         """Make those that are due; what they ask for waits for the next round."""
-        due = [call for call in self._calls if call.when <= now]
-        self._calls = [call for call in self._calls if call.when > now]
-        self._next_call = min([call.when for call in self._calls], default=inf)
-        due.sort(key=_when)
-        for call in due:
+        due = [(when, call) for when, call in self._calls if when <= now]
+        self._calls = [(when, call) for when, call in self._calls if when > now]
+        self._next_call = min([when for when, _ in self._calls], default=inf)
+        due.sort(key=itemgetter(0))
+        for _, call in due:
             try:
-                call.make()
+                call()
             except Exception as fault:
                 self.on_fault(fault)
-
-
-def _when(call: _Call) -> float:
-    return call.when

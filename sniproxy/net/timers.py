@@ -1,8 +1,8 @@
 """One coarse timer for every deadline of every connection.
 
-A timer of asyncio costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one
-call a tick looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong
-for anything finer. While nothing is armed nothing ticks.
+A timer of asyncio costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one call a tick
+looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong for anything finer.
+While nothing is armed nothing ticks.
 
 An owner is its own entry: it is a Timer, and in one ring at most. A ring is linked through its timers (Varghese and
 Lauck, Hashed and Hierarchical Timing Wheels, 1987), so that to arm and to disarm one is a few pointers, and neither
@@ -48,7 +48,7 @@ class TimerWheel:
     """Calls `expire()` of each armed timer within one tick after its time is up."""
 
     def __init__(self, clock: Clock, on_fault: Callable[[Exception], None]) -> None:
-        self._clock = clock
+        self.clock = clock
         self._time = clock.time
         self._on_fault = on_fault
         self._rings: dict[int, _Ring] = {}  # by their slot; none is empty
@@ -79,7 +79,7 @@ class TimerWheel:
         if not self._ticking:
             self._ticking = True
             self.next_tick = self.now + 1
-            self._clock.call_at(self.next_tick * TICK, self._tick)
+            self.clock.call_at(self.next_tick * TICK, self._tick)
         slot = max(slot, self.next_tick)
         ring = self._rings.get(slot)
         if ring is None:
@@ -114,7 +114,7 @@ class TimerWheel:
                 self._expire(_neighbour(ring.after))
         self._ticking = bool(self._rings)
         if self._ticking:
-            self._clock.call_at(self.next_tick * TICK, self._tick)
+            self.clock.call_at(self.next_tick * TICK, self._tick)
 
     def _expire(self, timer: Timer) -> None:
         self.disarm(timer)

@@ -1,7 +1,7 @@
 """The access log: what happened to each connection, told to every sink that wants to know it.
 
-Lines are gathered and written together, at the next beat. Formats are in `lines` and
-`text_lines`, and what a sink does with a line in `sinks`.
+Lines are gathered and written together, at the next beat. Formats are in `lines` and `text_lines`, and what a sink does
+with a line in `sinks`.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def place_of(number: int) -> float:
 
 
 class AccessLog:
-    """A worker's log, flushed a little after the first line.
+    """A worker's log, flushed at the beats of its clock.
 
     A sink that cannot be opened at the start drops its lines until it can be: no connection waits for a log, nor for
     a worker that is to have one.

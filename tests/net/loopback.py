@@ -203,7 +203,7 @@ def watching() -> Iterator[tuple[Readiness, HandClock]]:
     """A readiness on the running loop, its time moved by hand. At the end no timer may be armed."""
     clock = HandClock(asyncio.get_running_loop())
     rounds = its_rounds()
-    yield Readiness(clock, rounds, TimerWheel(clock, rounds.on_fault)), clock
+    yield Readiness(rounds, TimerWheel(clock, rounds.on_fault)), clock
     clock.advance(2 * TICK)
     assert clock.scheduled == 0, "a timer is still armed"
 

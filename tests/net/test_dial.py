@@ -149,7 +149,7 @@ class TestOneAddress:
 
     async def test_silence_is_a_timeout_by_the_loops_own_time(self) -> None:
         rounds = its_rounds()
-        readiness = Readiness(rounds, rounds, TimerWheel(rounds, rounds.on_fault))
+        readiness = Readiness(rounds, TimerWheel(rounds, rounds.on_fault))
         with black_hole() as port:
             reason, _ = await failure(dialling(readiness, at(port), timeout=0.2))
             assert reason is Reason.CONNECT_TIMEOUT

@@ -304,7 +304,7 @@ def reception(address: TcpAddress | UnixAddress = ANY_PORT) -> Iterator[Receptio
         its.shed.append(peer)
 
     rounds = its_rounds()
-    readiness = Readiness(clock, rounds, TimerWheel(clock, rounds.on_fault))
+    readiness = Readiness(rounds, TimerWheel(clock, rounds.on_fault))
     its = Reception(sock, clock, Acceptor(sock, readiness, on_connection, on_shed))
     its.acceptor.start()
     try:

@@ -340,7 +340,7 @@ class TestWaitingForAnEdge:
     async def test_it_works_by_the_loops_own_time(self) -> None:
         """No clock of ours: a deadline comes without anybody moving it."""
         rounds = its_rounds()
-        readiness = Readiness(rounds, rounds, TimerWheel(rounds, rounds.on_fault))
+        readiness = Readiness(rounds, TimerWheel(rounds, rounds.on_fault))
         with tcp_pair() as (ours, _):
             readiness.watch(ours.fileno(), quietly())
             await turns()
