@@ -27,6 +27,7 @@ HOT_PATH = (
     "app",
     "wire/u16",
     "wire/client_hello",
+    "wire/hello_records",
     "wire/hello_retry",
     "wire/proxy_protocol",
     "identity/spiffe",

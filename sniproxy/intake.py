@@ -18,13 +18,8 @@ from sniproxy.net.readiness import Readiness
 from sniproxy.observe.scoreboard import UndecidedCounts
 from sniproxy.outcome import ConnectionEndedError, Reason
 from sniproxy.value import Value
-from sniproxy.wire.client_hello import (
-    ClientHello,
-    ClientHelloReader,
-    HelloError,
-    HelloFault,
-    read_whole_client_hello,
-)
+from sniproxy.wire.client_hello import ClientHello, HelloError, HelloFault
+from sniproxy.wire.hello_records import ClientHelloReader, read_whole_client_hello
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from sniproxy.wire.proxy_protocol import (
     NOT_SENT,

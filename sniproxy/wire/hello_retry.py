@@ -18,7 +18,8 @@ What is held is bounded by the limit of a hello. This file knows no socket, cloc
 from typing import Final
 
 from sniproxy.names import ServerName
-from sniproxy.wire.client_hello import ClientHelloReader, HelloError
+from sniproxy.wire.client_hello import HelloError
+from sniproxy.wire.hello_records import ClientHelloReader
 from sniproxy.wire.need_more import NEED_MORE
 from sniproxy.wire.u16 import u16
 

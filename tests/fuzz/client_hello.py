@@ -3,15 +3,8 @@
 from collections.abc import Iterable
 
 from sniproxy.names import parse_server_name
-from sniproxy.wire.client_hello import (
-    ClientHello,
-    ClientHelloReader,
-    HelloError,
-    HelloFault,
-    NoServerName,
-    read_client_hello,
-    read_whole_client_hello,
-)
+from sniproxy.wire.client_hello import ClientHello, HelloError, HelloFault, NoServerName
+from sniproxy.wire.hello_records import ClientHelloReader, read_client_hello, read_whole_client_hello
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from tests.fuzz.dice import cut, dice_for, prefixes
 from tests.fuzz.server_name import check_name

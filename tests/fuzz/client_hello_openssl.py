@@ -1,6 +1,7 @@
 """The ClientHello reader beside OpenSSL: whatever the bytes, both see one name, or one of them refuses."""
 
-from sniproxy.wire.client_hello import HelloError, NoServerName, read_client_hello
+from sniproxy.wire.client_hello import HelloError, NoServerName
+from sniproxy.wire.hello_records import read_client_hello
 from sniproxy.wire.need_more import NEED_MORE
 from tests.support.openssl import Server, Unseen
 

@@ -18,14 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniproxy.intake import refused_hello
-from sniproxy.wire.client_hello import (
-    ClientHello,
-    ClientHelloReader,
-    HelloError,
-    HelloFault,
-    NoServerName,
-    read_client_hello,
-)
+from sniproxy.wire.client_hello import ClientHello, HelloError, HelloFault, NoServerName
+from sniproxy.wire.hello_records import ClientHelloReader, read_client_hello
 from sniproxy.wire.need_more import NEED_MORE, NeedMore
 from tests.fuzz import hellos
 from tests.support.openssl import Server, Unseen, openssl_hello
