@@ -43,14 +43,19 @@ peers: ## bring the real peers that the tests want, where the machine lets us
 	@bash tests/support/peers.sh
 
 COMPILED := build/compiled
+PROFILED := build/profiled
+COMPILE := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps . --target
 
-$(COMPILED): $(STAMP) setup.py $(shell find sniproxy -name '*.py' -o -name '*.c')
-	rm -rf $@ build/lib* build/temp* build/bdist*
-	SNIPROXY_COMPILE=1 $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --target $@ .
+$(COMPILED): $(STAMP) setup.py bench/training.py $(shell find sniproxy -name '*.py' -o -name '*.c')
+	rm -rf $@ $(PROFILED) build/lib* build/temp* build/bdist*
+	SNIPROXY_COMPILE=1 SNIPROXY_PROFILE=record $(COMPILE) $(PROFILED)
+	PYTHONSAFEPATH=1 PYTHONPATH=$(PROFILED):. $(BIN)/python -m bench.training
+	rm -rf build/lib*
+	SNIPROXY_COMPILE=1 SNIPROXY_PROFILE=use $(COMPILE) $@
 	PYTHONSAFEPATH=1 PYTHONPATH=$@ $(BIN)/python -c 'import sniproxy.net._calls, sniproxy.connection as c; assert c.__file__.endswith(".so"), c.__file__'
 	@touch $@
 
-compiled: $(COMPILED) ## the package with its hot path compiled, in build/compiled; wants a C compiler
+compiled: $(COMPILED) ## the package with its hot path compiled, in build/compiled; wants GCC
 
 test-compiled: $(COMPILED) peers ## the end-to-end tests against the compiled package
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) $(BIN)/python -m pytest -m 'e2e and not soak' -p no:cacheprovider $(PYTEST_ARGS)
