@@ -289,25 +289,25 @@ def busiest_share(log: Path, workers: int) -> float:
     return max(counts.values()) / counts.total()
 
 
-def _log(start: Start, scale: Scale) -> Sample:
+def _log(start: Start, scale: Scale) -> Turns[Sample]:
     """With everything on and the metrics read once a second, and with no log and the metrics unread.
 
     That connections are counted cannot be switched off. `bench.counting` times it, and its figure is taken off what is
     measured without log.
     """
-    parts = {}
-    for name, setting in (("on", COMMON), ("off", Setting(log=False))):
-        with start(setting) as proxy:
+    with start(COMMON) as on, start(Setting(log=False)) as off:
+        for proxy in (on, off):
             _warm(proxy, scale)
-            load = _shorts(scale)
-            if setting.log:
-                with scraped(proxy):
-                    parts[name] = measure(proxy, load)
-            else:
-                parts[name] = measure(proxy, load)
-    counting = _counting(proxy)
-    on, off = parts["on"].us_each, parts["off"].us_each
-    values = {"log_on": on, "log_off": off, "counting": counting, "log_cost": on / (off - counting)}
+        with scraped(on):
+            parts = yield from in_turns(
+                {
+                    "on": measure_in_turns(on, _shorts(scale), scale.slices),
+                    "off": measure_in_turns(off, _shorts(scale), scale.slices),
+                }
+            )
+    counting = _counting(off)
+    cost = parts["on"].us_each / (parts["off"].us_each - counting)
+    values = {"log_on": parts["on"].us_each, "log_off": parts["off"].us_each, "counting": counting, "log_cost": cost}
     return together(values, parts)
 
 
@@ -405,7 +405,7 @@ _WORKLOADS = (
             Metric("counting", "of it counting, by micro-benchmark", "us"),
             Metric("log_cost", "log and metrics to neither", "x", (Target(1.15),)),
         ),
-        _at_once(_log),
+        _log,
         ours=True,
     ),
     Workload(

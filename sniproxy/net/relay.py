@@ -141,7 +141,7 @@ class Relay(Watcher):
         self._idle = idle
         self._request = _Flow(downstream, upstream, CLIENT_RESET, received)
         self._response = _Flow(upstream, downstream, UPSTREAM_RESET, sent)
-        self._done: Pending[Reason] = Pending()
+        self._done: Pending[Reason] = Pending(is_urgent=False)  # what follows is closed sockets and a line in the log
         self._outcome = DONE
         self._touched = 0
         self._watch: HelloWatch | None = None

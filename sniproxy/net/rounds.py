@@ -82,8 +82,9 @@ class Rounds:
         if self.is_due:  # so that `timeout` is no longer right
             return []
         while True:
-            others = self._dispatch(self._patience(now, end))
-            self.turns.give()
+            happened = self.epoll.poll(self._patience(now, end), _BATCH)
+            others = self._dispatch(happened)
+            self.turns.give(is_busy=bool(happened))
             now = _now()
             if now >= self._next_call:
                 self._make_calls(now)
@@ -100,11 +101,11 @@ class Rounds:
         until = min(end, self._next_call)
         return _FOR_EVER if until == inf else max(0.0, until - now)
 
-    def _dispatch(self, timeout: float) -> list[tuple[int, int]] | None:
-        """Hand out what happens within `timeout` seconds. Returns the events that have no watcher, if any."""
+    def _dispatch(self, happened: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """Hand out what has happened. Returns the events that have no watcher, if any."""
         others: list[tuple[int, int]] | None = None
         watchers = self.watchers
-        for fd, events in self.epoll.poll(timeout, _BATCH):
+        for fd, events in happened:
             watcher = watchers[fd] if fd < len(watchers) else None
             if watcher is None:
                 if others is None:

@@ -22,6 +22,9 @@ T = TypeVar("T")
 # A round costs a system call, so a story goes through all its phases in one, if nothing keeps it.
 _TURNS_A_ROUND: Final = 4
 
+# How many rounds with events the patient let pass: under load there are no others.
+_PATIENCE: Final = 2
+
 
 class Turn:
     """What a strand awaits to have a turn; there is but one of it."""
@@ -43,13 +46,14 @@ def turn() -> Turn:
 class Pending(Generic[T]):
     """A result that one strand waits for: a future with nothing between its end and the strand's next turn.
 
-    Only a strand can await it, and only once.
+    Only a strand can await it, and only once. If it is not urgent, nobody waits for what the strand does then.
     """
 
-    __slots__ = ("_error", "_result", "_strand", "is_done")
+    __slots__ = ("_error", "_is_urgent", "_result", "_strand", "is_done")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_urgent: bool = True) -> None:
         self.is_done = False
+        self._is_urgent = is_urgent
         self._strand: Strand | None = None
         self._result: T | None = None
         self._error: BaseException | None = None
@@ -70,7 +74,7 @@ class Pending(Generic[T]):
 
     def _wake(self) -> None:
         if self._strand is not None:
-            self._strand.go_on()
+            self._strand.go_on(is_urgent=self._is_urgent)
 
     def __await__(self) -> Generator["Pending[T]", None, T]:
         if not self.is_done:
@@ -96,47 +100,82 @@ _OVER: Final[Pending[object]] = Pending()
 _next: Final = next  # compiled, the builtin would be looked up by its name each time
 
 
-class Turns:
-    """The strands that wait for their turn, in a chain. Each round gives a few turns to all that wait."""
+class _Chain:
+    """Strands that wait, one behind the other. None is in two chains."""
 
-    def __init__(self, on_fault: Callable[[Exception], None]) -> None:
-        self._on_fault = on_fault
+    __slots__ = ("_first", "_last")
+
+    def __init__(self) -> None:
         self._first: Strand | None = None
         self._last: Strand | None = None
 
     @property
-    def are_wanted(self) -> bool:
-        """Whether any strand waits for one."""
-        return self._first is not None
+    def is_empty(self) -> bool:
+        return self._first is None
 
     def add(self, strand: "Strand") -> None:
-        """Let `strand` have one. It must not be waiting for one already."""
         if self._last is None:
             self._first = strand
         else:
             self._last.behind = strand
         self._last = strand
 
-    def give(self) -> None:
-        """A few turns to each that wants them. A strand that raises is at fault, and ends there."""
-        for _ in range(_TURNS_A_ROUND):
-            strand = self._take()
-            if strand is None:
-                return
-            while strand is not None:
-                behind = strand.behind
-                strand.behind = None
-                try:
-                    strand.run()
-                except Exception as fault:
-                    self._on_fault(fault)
-                strand = behind
-
-    def _take(self) -> "Strand | None":
-        """The chain of those that wait; nobody does any more."""
+    def take(self) -> "Strand | None":
+        """The first, with the others behind it; none of them waits any more."""
         first = self._first
         self._first = self._last = None
         return first
+
+
+class Turns:
+    """The strands that wait for their turn. Each round gives a few turns to all that wait.
+
+    Where nobody waits for what a strand does next, as at the end of a connection, it has its turn in a round without an
+    event, or after a few: a client that waits for its answer comes before the closing of sockets that are done with.
+    """
+
+    def __init__(self, on_fault: Callable[[Exception], None]) -> None:
+        self._on_fault = on_fault
+        self._urgent = _Chain()
+        self._patient = _Chain()
+        self._busy_rounds = 0  # since the patient had their turn
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether any strand waits for one."""
+        return not (self._urgent.is_empty and self._patient.is_empty)
+
+    def add(self, strand: "Strand", *, is_urgent: bool = True) -> None:
+        """Let `strand` have one. It must not be waiting for one already."""
+        if is_urgent:
+            self._urgent.add(strand)
+        else:
+            self._patient.add(strand)
+
+    def give(self, *, is_busy: bool) -> None:
+        """A few turns to each that wants them, in a round with events or without.
+
+        A strand that raises is at fault, and ends there.
+        """
+        for _ in range(_TURNS_A_ROUND):
+            if self._urgent.is_empty:
+                break
+            self._run(self._urgent.take())
+        self._busy_rounds += 1
+        if not is_busy or self._busy_rounds > _PATIENCE:
+            self._busy_rounds = 0
+            self._run(self._patient.take())
+
+    def _run(self, strand: "Strand | None") -> None:
+        """A turn to `strand` and all behind it."""
+        while strand is not None:
+            behind = strand.behind
+            strand.behind = None
+            try:
+                strand.run()
+            except Exception as fault:
+                self._on_fault(fault)
+            strand = behind
 
 
 class Strand:
@@ -184,10 +223,10 @@ class Strand:
         else:
             self._is_cancelled = True
 
-    def go_on(self) -> None:
+    def go_on(self, *, is_urgent: bool) -> None:
         """What it waited for is there: its next turn, please."""
         self._awaited = None
-        self._turns.add(self)
+        self._turns.add(self, is_urgent=is_urgent)
 
     def _go_on(self, _done: asyncio.Future[object]) -> None:
         self._awaited = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from typing import Any
 
-from sniproxy.net.strand import Pending, Strand, turn
+from sniproxy.net.strand import Pending, Strand, Turns, turn
 from tests.net.loopback import Token, its_rounds, no_collection
 
 
@@ -317,3 +317,63 @@ class TestPending:
         first.succeed("1")
         await asyncio.sleep(0)
         assert steps == ["b2", "a1"]
+
+
+class TestTurns:
+    """Who has a turn in which round: one is busy if it had an event."""
+
+    def setup_method(self) -> None:
+        self.faults: list[Exception] = []
+        self.turns = Turns(self.faults.append)
+        self.told: list[str] = []
+
+    def done(self, name: str, *, is_urgent: bool) -> None:
+        """A strand awaits a result, which is there now."""
+        pending: Pending[None] = Pending(is_urgent=is_urgent)
+
+        async def story() -> None:
+            await pending
+            self.told.append(name)
+
+        Strand(story(), self.turns, lambda _: None).run()
+        pending.succeed(None)
+
+    def test_who_is_not_urgent_waits_for_a_round_without_an_event(self) -> None:
+        self.done("end", is_urgent=False)
+        self.done("answer", is_urgent=True)
+        assert self.turns.are_wanted
+
+        self.turns.give(is_busy=True)
+        assert self.told == ["answer"]
+        assert self.turns.are_wanted
+
+        self.turns.give(is_busy=False)
+        assert self.told == ["answer", "end"]
+        assert not self.turns.are_wanted
+
+    def test_but_not_for_ever(self) -> None:
+        """Under load each round is busy. The third has a turn for all that have waited, in their order."""
+        self.done("first end", is_urgent=False)
+        self.turns.give(is_busy=True)
+        self.done("second end", is_urgent=False)
+        self.turns.give(is_busy=True)
+        assert self.told == []
+        self.turns.give(is_busy=True)
+        assert self.told == ["first end", "second end"]
+
+    def test_in_a_round_without_an_event_who_is_urgent_is_first(self) -> None:
+        self.done("end", is_urgent=False)
+        self.done("answer", is_urgent=True)
+        self.turns.give(is_busy=False)
+        assert self.told == ["answer", "end"]
+
+    def test_one_that_raises_costs_nobody_else_a_turn(self) -> None:
+        async def story() -> None:
+            await turn()
+            raise RuntimeError("at fault")
+
+        Strand(story(), self.turns, lambda _: None).run()
+        self.done("answer", is_urgent=True)
+        self.turns.give(is_busy=True)
+        assert self.told == ["answer"]
+        assert [str(fault) for fault in self.faults] == ["at fault"]
