@@ -46,7 +46,7 @@ COMPILED := build/compiled
 PROFILED := build/profiled
 COMPILE := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps . --target
 
-$(COMPILED): $(STAMP) setup.py bench/training.py $(shell find sniproxy -name '*.py' -o -name '*.c')
+$(COMPILED): $(STAMP) setup.py bench/hello.py bench/training.py $(shell find sniproxy -name '*.py' -o -name '*.c')
 	rm -rf $@ $(PROFILED) build/lib* build/temp* build/bdist*
 	SNIPROXY_COMPILE=1 SNIPROXY_PROFILE=record $(COMPILE) $(PROFILED)
 	PYTHONSAFEPATH=1 PYTHONPATH=$(PROFILED):. $(BIN)/python -m bench.training

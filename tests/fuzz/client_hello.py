@@ -5,16 +5,15 @@ from collections.abc import Iterable
 from sniproxy.names import parse_server_name
 from sniproxy.wire.client_hello import ClientHello, HelloError, HelloFault, NoServerName
 from sniproxy.wire.hello_records import ClientHelloReader, read_client_hello, read_whole_client_hello
-from sniproxy.wire.need_more import NEED_MORE, NeedMore
+from sniproxy.wire.need_more import NEED_MORE
 from tests.fuzz.dice import cut, dice_for, prefixes
 from tests.fuzz.server_name import check_name
+from tests.wire.reading import Outcome, read
 
 LIMIT = 4096  # small, so that the limit is met
 # A sentence quotes a name of at most 255 bytes, of which each may be written as \xNN.
 _LONGEST_DETAIL = 255 * 4 + 200
 _USABLE = {HelloFault.NO_SNI, HelloFault.SNI_IS_IP, HelloFault.INVALID_SNI}
-
-Verdict = ClientHello | NeedMore | HelloFault
 
 
 def fuzz(data: bytes) -> None:
@@ -33,17 +32,13 @@ def fuzz(data: bytes) -> None:
     _check_fast_path(data, whole)
 
 
-def verdict(reader: ClientHelloReader, segments: Iterable[bytes | memoryview]) -> Verdict:
+def verdict(reader: ClientHelloReader, segments: Iterable[bytes | memoryview]) -> Outcome:
     """What a reader says of these segments; HelloError is the only way to refuse."""
     try:
-        for segment in segments:
-            answer = reader.feed(segment)
-            if answer is not NEED_MORE:
-                return answer
+        return read(reader, segments)
     except HelloError as error:
         check_detail(error)
         return error.fault
-    return NEED_MORE
 
 
 def check_detail(error: HelloError) -> None:
@@ -69,7 +64,7 @@ def check_hello(hello: ClientHello) -> None:
     check_name(name)
 
 
-def _check_prefixes(data: bytes, whole: Verdict) -> None:
+def _check_prefixes(data: bytes, whole: Outcome) -> None:
     """Need more, then the verdict; and never another one."""
     decided = False
     for prefix in prefixes(data, dice_for(data)):
@@ -93,10 +88,10 @@ def _check_close(reader: ClientHelloReader) -> None:
         check_detail(error)
 
 
-def _check_fast_path(data: bytes, whole: Verdict) -> None:
+def _check_fast_path(data: bytes, whole: Outcome) -> None:
     """It may leave the work to the reader, and never says anything else."""
     try:
-        answer: Verdict = read_whole_client_hello(data, LIMIT)
+        answer: Outcome = read_whole_client_hello(data, LIMIT)
         assert answer is NEED_MORE or answer == read_client_hello(data, LIMIT)
     except HelloError as error:
         answer = error.fault

@@ -4,14 +4,15 @@ The input is what follows the handshake header.
 """
 
 from sniproxy.wire.client_hello import HelloError, parse_client_hello
-from tests.fuzz.client_hello import Verdict, check_detail, check_hello
+from tests.fuzz.client_hello import check_detail, check_hello
 from tests.fuzz.client_hello import fuzz as fuzz_stream
 from tests.wire.build import as_records
+from tests.wire.reading import Outcome
 
 
 def fuzz(data: bytes) -> None:
     message = b"\x01" + len(data).to_bytes(3, "big") + data
-    said: Verdict
+    said: Outcome
     try:
         hello = said = parse_client_hello(message)
         check_hello(hello)
@@ -35,7 +36,7 @@ def _check_refused(message: bytes) -> None:
     raise AssertionError("a message of the wrong length was read")
 
 
-def _again(message: bytes) -> Verdict:
+def _again(message: bytes) -> Outcome:
     """The parser remembers common fields: what it remembers must not differ from what it reads."""
     try:
         return parse_client_hello(message)

@@ -1,6 +1,6 @@
 """A ClientHello by hand, and what a reader says of bytes, however they are cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sniproxy.wire.client_hello import ClientHello, HelloError, HelloFault
 from sniproxy.wire.hello_records import ClientHelloReader
@@ -35,17 +35,21 @@ EXAMPLE_HELLO = ClientHello(
 Outcome = ClientHello | NeedMore | HelloFault
 
 
+def read(reader: ClientHelloReader, segments: Iterable[bytes | memoryview]) -> ClientHello | NeedMore:
+    """What `reader` makes of these TCP segments. Raises HelloError."""
+    for segment in segments:
+        answer = reader.feed(segment)
+        if answer is not NEED_MORE:
+            return answer
+    return NEED_MORE
+
+
 def outcome(*segments: bytes | memoryview, limit: int = LIMIT) -> Outcome:
-    """What a reader says of these TCP segments."""
-    reader = ClientHelloReader(limit)
+    """What a fresh reader says of these TCP segments."""
     try:
-        for segment in segments:
-            answer = reader.feed(segment)
-            if answer is not NEED_MORE:
-                return answer
+        return read(ClientHelloReader(limit), segments)
     except HelloError as error:
         return error.fault
-    return NEED_MORE
 
 
 def singly(data: bytes) -> Iterator[bytes]:

@@ -44,7 +44,7 @@ def hello_with(*extensions: Extension) -> bytes:
 
 
 def test_every_field_of_the_example_is_read() -> None:
-    """The bytes above say what the value above says, however they are cut."""
+    """Its bytes say what its value says, however they are cut."""
     check_every_split(EXAMPLE_HELLO, EXAMPLE)
 
 
