@@ -74,6 +74,7 @@ def test_several_logs_each_tell_it_in_their_own_words(tmp_path: Path, port: int)
         )
         with running_proxy(tmp_path, config(port, *logs), allowing(NAME)) as proxy:
             serve(proxy)
+            proxy.wait_for_finals(1)
             refuse(proxy)
             proxy.wait_for_finals(2)
             told = daemon.recv(65536).decode()

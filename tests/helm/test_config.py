@@ -110,6 +110,7 @@ def test_a_changed_configmap_reaches_the_running_proxy(tmp_path: Path, authority
             pod.change(after)
             proxy.wait_for_generation(2)
             assert fetch(proxy.address, german, trust, header) == page_of(german)
+            proxy.wait_for_finals(2)
             pod.change(stricter)
             proxy.wait_for_generation(3)
             assert ask(proxy.address, header, hello_for(german)) == "access_denied"
