@@ -154,7 +154,7 @@ class Proxy:
             if snapshot is not self.snapshot:
                 self._judge_again(connection)
         finally:
-            record.received = intake.received
+            record.received = record.heard = intake.received
             intake.release()
         connection.head = intake.head
         self.ledger.opened(record, upstream.since)
@@ -174,7 +174,7 @@ class Proxy:
             connection.lease = lease
         record.allowed = True
         if record.ech and snapshot.engine.settings.ech is EchPolicy.LOG:
-            record.detail = "the hello offers ECH: the real name may be another"
+            record.note = "the hello offers ECH: the real name may be another"
         return decision.permit
 
     def adopt(self, snapshot: Snapshot) -> None:
@@ -286,7 +286,7 @@ def _note_dropped(record: Record, vetted: Vetted) -> tuple[Endpoint, ...]:
         # A name that points outside and inside at once is how DNS rebinding looks, so the log tells of it.
         more = f"; and {len(refusals) - _DROPPED_TOLD} more" if len(refusals) > _DROPPED_TOLD else ""
         dropped = "; ".join(refusals[:_DROPPED_TOLD])
-        record.detail = "; ".join(filter(None, (record.detail, f"not dialled: {dropped}{more}")))
+        record.note = "; ".join(filter(None, (record.note, f"not dialled: {dropped}{more}")))
     return vetted.endpoints
 
 

@@ -10,6 +10,7 @@ class Record:
     """The facts of one connection. Times are of the monotonic clock, in seconds; 0.0 is "not yet".
 
     `server_name` is the valid name, or as much of what the client sent as is fit to show, or "" while it is unknown.
+    Once it is opened, only its end adds to it: `reason`, `detail`, `received` and `sent`.
     """
 
     __slots__ = (
@@ -23,7 +24,9 @@ class Record:
         "dry_run",
         "ech",
         "ground",
+        "heard",
         "identity",
+        "note",
         "number",
         "opened",
         "reason",
@@ -50,6 +53,8 @@ class Record:
         self.audit: Ground | None = None  # the audit rule that holds
         self.destination_ip = ""
         self.destination_port = 0
+        self.heard = 0  # bytes received before it was opened
+        self.note = ""  # what is to be told besides, unless its end has more to tell
         self.received = 0
         self.sent = 0
         self.reason = INTERNAL
@@ -58,4 +63,4 @@ class Record:
     def end(self, reason: Reason, detail: str = "") -> None:
         """The story has ended, and why. `detail` is a sentence of facts; without one, what was noted before stays."""
         self.reason = reason
-        self.detail = detail or self.detail
+        self.detail = detail or self.detail or self.note

@@ -1,11 +1,13 @@
 """The access log: what happened to each connection, told to every sink that wants to know it.
 
-Lines are gathered and written together, at the next beat. Formats are in `lines` and `text_lines`, and what a sink does
-with a line in `sinks`.
+What is to be told waits for the next beat, to be told and written together: the first line fetches the code that makes
+lines into the CPU's nearest caches, and the others have it there. Formats are in `lines` and `text_lines`, and what a
+sink does with a line in `sinks`.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 
@@ -16,6 +18,7 @@ from sniproxy.observe.sinks import MAX_BATCH, Sink, open_sink
 from sniproxy.observe.text_lines import EnvoyLines, NginxLines
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
+from sniproxy.usual import OPEN
 
 _log = structlog.get_logger()
 
@@ -26,6 +29,9 @@ def new_format(settings: Settings, identity: LogIdentity, process: str) -> LineF
         return NginxLines(settings.template, process)
     return EnvoyLines() if settings.format == "envoy" else JsonLines(identity, process)
 
+
+# So many are told without waiting for the beat, which would keep clients waiting for longer the more it has to tell.
+_ENOUGH: Final = 16
 
 # Refused when they were open already.
 _REFUSED_LATE = {Reason.POLICY_CHANGED, Reason.SNI_CHANGED}
@@ -79,6 +85,7 @@ class AccessLog:
         self._on_dropped = on_dropped
         self._clock = clock
         self._is_due = False
+        self._untold: list[tuple[Record, Event, float]] = []
         self._sinks: dict[str, Sink] = {}
         self._change(settings, identity, may_come=True)
 
@@ -88,6 +95,7 @@ class AccessLog:
 
     def change(self, settings: Sequence[Settings], identity: LogIdentity) -> None:
         """Go on like this. The lines so far go where they were to go. Raises OSError, and goes on as before."""
+        self._tell()
         self._change(settings, identity, may_come=False)
 
     def _change(self, settings: Sequence[Settings], identity: LogIdentity, *, may_come: bool) -> None:
@@ -106,6 +114,27 @@ class AccessLog:
         self._wanting = {event: [one for one in outlets if event.value in one.events] for event in Event}
 
     def write(self, record: Record, event: Event, now: float) -> None:
+        """Tell of `event`, which is `now` by the record's clock, at the next beat at the latest."""
+        if not self._wanting[event]:
+            return
+        self._untold.append((record, event, now))
+        if not self._is_due:
+            self._is_due = True
+            call_on_beat(self._clock, self._flush)
+        if len(self._untold) >= _ENOUGH and event is not OPEN:  # whose client waits for what comes next
+            self._tell()
+
+    def _tell(self) -> None:
+        """Make lines of what waits. If one is at fault, what is behind it waits for the next beat."""
+        told = 0
+        try:
+            for record, event, now in self._untold:
+                told += 1
+                self._add_lines(record, event, now)
+        finally:
+            del self._untold[:told]
+
+    def _add_lines(self, record: Record, event: Event, now: float) -> None:
         for outlet in self._wanting[event]:
             if outlet.is_sampled and not outlet.keeps(record, event):
                 continue
@@ -113,21 +142,23 @@ class AccessLog:
             sink.add(outlet.form.line(record, event, now), level_of(record, event))
             if sink.waiting >= MAX_BATCH:
                 sink.flush()
-            elif not self._is_due:
-                self._is_due = True
-                call_on_beat(self._clock, self._flush)
 
     def _flush(self) -> None:
         self._is_due = False
-        for sink in self._sinks.values():
-            sink.flush()
-            if sink.waiting or sink.losses.may_end:
+        try:
+            self._tell()
+        finally:
+            for sink in self._sinks.values():
+                sink.flush()
+                if sink.waiting or sink.losses.may_end:
+                    self._is_due = True
+            if self._is_due or self._untold:
                 self._is_due = True
-        if self._is_due:
-            call_on_beat(self._clock, self._flush)
+                call_on_beat(self._clock, self._flush)
 
     def reopen(self) -> None:
         """Go on in new files where the old ones were renamed, as logrotate does it."""
+        self._tell()
         for sink in self._sinks.values():
             try:
                 if sink.reopen():
@@ -136,6 +167,7 @@ class AccessLog:
                 _log.error("cannot reopen the access log; the old one goes on", path=sink.path, error=str(error))
 
     def close(self) -> None:
+        self._tell()
         _close_all(self._sinks, but={})
 
 

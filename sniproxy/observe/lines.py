@@ -23,7 +23,9 @@ from sniproxy.usual import DENY, OPEN, SNI_CHANGED
 
 LEVELS: Final = {Event.OPEN: "info", Event.CLOSE: "info", Event.DENY: "error", Event.FAIL: "warning"}
 _UNKNOWN: Final = "unknown"
-_time: Final = time.time  # compiled, what is another module's would be looked up by its name each time
+# Compiled, what is another module's would be looked up by its name each time.
+_time: Final = time.time
+_monotonic: Final = time.monotonic
 _MAX_DETAIL: Final = 512
 _MAX_ALPN: Final = 128
 _PIPE_BUF: Final = select.PIPE_BUF
@@ -62,7 +64,9 @@ def level_of(record: Record, event: Event) -> str:
     """What monitor mode lets pass is forbidden all the same, and has the level of what is forbidden. So has what was
     served until its client asked for another name.
     """
-    if (record.dry_run is not None and record.dry_run.would_deny) or record.reason is SNI_CHANGED:
+    if record.dry_run is not None and record.dry_run.would_deny:
+        return LEVELS[Event.DENY]
+    if event is not OPEN and record.reason is SNI_CHANGED:
         return LEVELS[Event.DENY]
     return LEVELS[event]
 
@@ -72,6 +76,29 @@ def decision_of(record: Record, event: Event) -> str:
     if record.allowed:
         return "allow"
     return "deny" if event is DENY else "none"
+
+
+# A line may be told late, when its connection has gone on: that of its opening tells what was known by then.
+
+
+def received_by(record: Record, event: Event) -> int:
+    """Bytes from downstream, by then."""
+    return record.heard if event is OPEN else record.received
+
+
+def sent_by(record: Record, event: Event) -> int:
+    """Bytes to downstream, by then."""
+    return 0 if event is OPEN else record.sent
+
+
+def detail_of(record: Record, event: Event) -> str:
+    """What there was to say, by then."""
+    return record.note if event is OPEN else record.detail
+
+
+def wall_time(when: float) -> float:
+    """The time `when` of a record's clock, in seconds since the epoch."""
+    return _time() - (_monotonic() - when)
 
 
 class Clock:
@@ -124,14 +151,15 @@ class JsonLines(LineFormat):
         self._clock = Clock("%Y-%m-%dT%H:%M:%S")
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
-        at = _time()
+        at = wall_time(now)
         line = self._render(record, event, now, at, _WHOLE)
         if len(line) > _PIPE_BUF:
             line = self._render(record, event, now, at, _TIGHT)
         return line
 
     def _render(self, record: Record, event: Event, now: float, at: float, parts: "_Parts") -> bytes:
-        """The line of `event`, told `at` this time of the wall clock."""
+        """The line of `event`, which happened `at` this time of the wall clock."""
+        detail = detail_of(record, event)
         if event is OPEN:
             duration, reason = "0", ""
         else:
@@ -154,9 +182,9 @@ class JsonLines(LineFormat):
                 '","destinationPort":',
                 str(record.destination_port),
                 ',"destinationApp":"","protocol":"tcp","receivedBytes":',
-                str(record.received),
+                str(received_by(record, event)),
                 ',"sentBytes":',
-                str(record.sent),
+                str(sent_by(record, event)),
                 ',"connectionDuration":"',
                 duration,
                 's","decision":"',
@@ -164,7 +192,7 @@ class JsonLines(LineFormat):
                 parts.grounds.of(record.ground),
                 reason,
                 '","responseCodeDetails":',
-                _quoted(record.detail[:_MAX_DETAIL], parts.most.detail) if record.detail else '""',
+                _quoted(detail[:_MAX_DETAIL], parts.most.detail) if detail else '""',
                 parts.offers.of((record.tls_version, record.alpn)),
                 parts.verdicts.of((record.dry_run, record.audit)) if _has_more(record) else "",
                 "}\n",

@@ -15,6 +15,7 @@ import orjson
 
 from sniproxy.config.units import host_and_port
 from sniproxy.observe import bulletin
+from sniproxy.observe.lines import detail_of
 from sniproxy.observe.scoreboard import Row
 from sniproxy.observe.sketch import KEPT, Counted, Sketch, merged
 from sniproxy.outcome import Event
@@ -109,7 +110,7 @@ def _entry(record: Record, event: Event, when: float) -> Entry:
         "sourceIp": record.source_ip,
         "destination": host_and_port(ip, record.destination_port) if (ip := record.destination_ip) else "",
         "reason": "" if event is OPEN else record.reason.word,
-        "detail": record.detail,
+        "detail": detail_of(record, event)[:_MAX_TEXT],
         "policy": ground.policy[:_MAX_TEXT],
         "rule": ground.rule[:_MAX_TEXT],
         "file": ground.file[-_MAX_TEXT:],

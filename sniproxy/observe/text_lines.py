@@ -13,7 +13,16 @@ from functools import lru_cache
 from sniproxy.config.log_template import parse_template
 from sniproxy.config.units import host_and_port
 from sniproxy.identity.spiffe import UNKNOWN, Identity
-from sniproxy.observe.lines import Clock, LineFormat, decision_of, level_of
+from sniproxy.observe.lines import (
+    Clock,
+    LineFormat,
+    decision_of,
+    detail_of,
+    level_of,
+    received_by,
+    sent_by,
+    wall_time,
+)
 from sniproxy.outcome import Event, Reason
 from sniproxy.record import Record
 
@@ -155,16 +164,16 @@ class NginxLines(LineFormat):
         """What each variable stands for."""
         return {
             "remote_addr": lambda record, _event, _now: record.source_ip or _NOTHING,
-            "time_local": lambda _record, _event, _now: self._local.text(time.time()),
+            "time_local": lambda _record, _event, now: self._local.text(wall_time(now)),
             "protocol": lambda _record, _event, _now: "TCP",
             "ssl_preread_server_name": lambda record, _event, _now: _word(record.server_name),
             # nginx's own word for a session whose status is not known yet.
             "status": lambda record, event, _now: "000" if event is Event.OPEN else STATUS[record.reason],
-            "bytes_sent": lambda record, _event, _now: str(record.sent),
-            "bytes_received": lambda record, _event, _now: str(record.received),
+            "bytes_sent": lambda record, event, _now: str(sent_by(record, event)),
+            "bytes_received": lambda record, event, _now: str(received_by(record, event)),
             "session_time": lambda record, _event, now: f"{now - record.began:.3f}",
-            "time_iso8601": lambda _record, _event, _now: _with_colon(self._iso.text(time.time())),
-            "msec": lambda _record, _event, _now: f"{time.time():.3f}",
+            "time_iso8601": lambda _record, _event, now: _with_colon(self._iso.text(wall_time(now))),
+            "msec": lambda _record, _event, now: f"{wall_time(now):.3f}",
             "connection": lambda record, _event, _now: f"{self._process}-{record.number}",
             "upstream_addr": lambda record, _event, _now: _upstream(record),
             "ssl_preread_protocol": lambda record, _event, _now: record.tls_version or _NOTHING,
@@ -176,7 +185,7 @@ class NginxLines(LineFormat):
             "policy": lambda record, _event, _now: _word(record.ground.policy),
             "rule": lambda record, _event, _now: _word(record.ground.rule),
             "reason": lambda record, event, _now: _NOTHING if event is Event.OPEN else record.reason.word,
-            "detail": lambda record, _event, _now: _phrase(record.detail),
+            "detail": lambda record, event, _now: _phrase(detail_of(record, event)),
         }
 
     def line(self, record: Record, event: Event, now: float) -> bytes:
@@ -214,8 +223,9 @@ class EnvoyLines(LineFormat):
         upstream, name = _upstream(record), _word(record.server_name)
         cluster = f"outbound|{record.destination_port}||{name}" if record.destination_ip else _NOTHING
         return _whole(
-            f'[{self._timestamp(time.time() - (now - record.began))}] "- - -" 0 {flags} - {detail} "-" '
-            f'{record.received} {record.sent} {duration} - "-" "-" "-" "-" "{upstream}" {cluster} - - '
+            f'[{self._timestamp(wall_time(record.began))}] "- - -" 0 {flags} - {detail} "-" '
+            f"{received_by(record, event)} {sent_by(record, event)} {duration} "
+            f'- "-" "-" "-" "-" "{upstream}" {cluster} - - '
             f"{record.source_ip or _NOTHING} {name} -"
         )
 

@@ -44,6 +44,40 @@ def test_lines_are_written_together_a_little_later(tmp_path: Path) -> None:
     log.close()
 
 
+def test_what_is_told_late_is_told_in_order_and_as_it_was(tmp_path: Path) -> None:
+    """A connection that is over when its opening is told."""
+    clock, path = HandClock(), tmp_path / "log"
+    log = worker_log(path, clock)
+    record = Record(7, "10.1.2.3", 100.0)
+    record.heard = 280
+    log.write(record, Event.OPEN, 100.1)
+    record.received, record.sent = 298, 4711
+    record.end(Reason.CLIENT_RESET)
+    log.write(record, Event.CLOSE, 101.0)
+    clock.advance(1.5 * BEAT)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [(line["connectionEvent"], line["receivedBytes"], line["sentBytes"], line["reason"]) for line in lines] == [
+        ("open", 280, 0, ""),
+        ("close", 298, 4711, "client_reset"),
+    ]
+    log.close()
+
+
+def test_what_cannot_be_told_keeps_nothing_else_from_it(tmp_path: Path) -> None:
+    clock, path = HandClock(), tmp_path / "log"
+    log = worker_log(path, clock)
+    broken = relayed()
+    del broken.source_ip
+    for record in (relayed(), broken, relayed()):
+        log.write(record, Event.CLOSE, 101.0)
+    with pytest.raises(AttributeError):
+        clock.advance(1.5 * BEAT)
+    assert path.read_bytes().count(b"\n") == 1
+    clock.advance(1.5 * BEAT)
+    assert (path.read_bytes().count(b"\n"), clock.scheduled) == (2, 0)
+    log.close()
+
+
 def test_many_lines_do_not_wait(tmp_path: Path) -> None:
     clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)

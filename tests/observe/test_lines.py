@@ -4,15 +4,19 @@ import json
 import re
 import select
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sniproxy.config.log_template import VARIABLES
 from sniproxy.config.model import Gateway
 from sniproxy.identity.spiffe import MAX_LENGTH, SCHEME, parse_principal
-from sniproxy.observe.lines import JsonLines, LogIdentity, level_of
+from sniproxy.observe import lines
+from sniproxy.observe.lines import JsonLines, LineFormat, LogIdentity, level_of
+from sniproxy.observe.text_lines import EnvoyLines, NginxLines
 from sniproxy.outcome import Event, Reason
 from sniproxy.policy.model import NO_GROUND, DryRun, Ground
 from sniproxy.record import Record
@@ -111,6 +115,29 @@ def test_level_decision_and_reason(record: Record, event: Event, expected: tuple
 
 def test_a_line_of_opening_has_no_duration_yet() -> None:
     assert told(relayed(), Event.OPEN)["connectionDuration"] == "0s"
+
+
+FORMATS: dict[str, Callable[[], LineFormat]] = {
+    "JSON": lambda: JsonLines(IDENTITY, "p"),
+    "nginx": lambda: NginxLines("|".join(f"${name}" for name in VARIABLES), "p"),
+    "Envoy": EnvoyLines,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_an_opening_that_is_told_late_is_told_as_it_was(
+    form: Callable[[], LineFormat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it happened, and what was known by then: nothing of how it went on."""
+    monkeypatch.setattr(lines, "_time", lambda: 1.0e9 + lines._monotonic())
+    record = Record(7, "10.1.2.3", 100.0)
+    record.allowed, record.heard, record.note = True, 280, "the hello offers ECH"
+    monkeypatch.setattr(lines, "_monotonic", lambda: 100.1)
+    at_once = form().line(record, Event.OPEN, 100.1)
+    record.received, record.sent = 298, 4711
+    record.end(Reason.SNI_CHANGED, "another name")
+    monkeypatch.setattr(lines, "_monotonic", lambda: 102.6)
+    assert form().line(record, Event.OPEN, 100.1) == at_once
 
 
 SEED_GREPS = {

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sniproxy.config.log_template import DEFAULT_TEMPLATE, VARIABLES
 from sniproxy.identity.spiffe import MAX_LENGTH, SCHEME, parse_principal
+from sniproxy.observe import lines
 from sniproxy.observe.lines import JsonLines, LineFormat
 from sniproxy.observe.text_lines import FLAGS, STATUS, EnvoyLines, NginxLines
 from sniproxy.outcome import Event, Reason
@@ -31,11 +32,13 @@ EVERY = "|".join(f"${name}" for name in VARIABLES)
 
 @pytest.fixture(autouse=True)
 def then(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """It is that time, in a place whose time is UTC."""
+    """It is that time, in a place whose time is UTC; by the clock of records, 100.75 s."""
     with monkeypatch.context() as context:
         context.setenv("TZ", "UTC")
         time.tzset()
         context.setattr(time, "time", lambda: THEN)
+        context.setattr(lines, "_time", lambda: THEN)
+        context.setattr(lines, "_monotonic", lambda: 100.75)
         yield
     time.tzset()
 
@@ -77,7 +80,7 @@ class TestNginx:
             "bytes_received": "298",
             "session_time": "0.600",
             "time_iso8601": "2018-08-01T15:32:02+00:00",
-            "msec": "1533137522.750",
+            "msec": "1533137522.600",
             "connection": "1f-abc123-7",
             "upstream_addr": "208.80.154.224:443",
             "ssl_preread_protocol": "TLSv1.3",
@@ -136,7 +139,7 @@ class TestEnvoy:
         )
 
     def test_an_opening_has_no_duration_and_no_flags_yet(self) -> None:
-        assert envoy(relayed(), Event.OPEN).split('"')[2:5] == [" 0 - - - ", "-", " 298 4711 - - "]
+        assert envoy(relayed(), Event.OPEN).split('"')[2:5] == [" 0 - - - ", "-", " 280 0 - - "]
 
     def test_an_ipv6_upstream_stands_in_brackets(self) -> None:
         record = relayed()
