@@ -154,7 +154,7 @@ class Proxy:
             if snapshot is not self.snapshot:
                 self._judge_again(connection)
         finally:
-            record.received = record.heard = intake.received
+            record.received = record.head_size = intake.received
             intake.release()
         connection.head = intake.head
         self.ledger.opened(record, upstream.since)

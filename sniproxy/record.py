@@ -24,7 +24,7 @@ class Record:
         "dry_run",
         "ech",
         "ground",
-        "heard",
+        "head_size",
         "identity",
         "note",
         "number",
@@ -53,7 +53,7 @@ class Record:
         self.audit: Ground | None = None  # the audit rule that holds
         self.destination_ip = ""
         self.destination_port = 0
-        self.heard = 0  # bytes received before it was opened
+        self.head_size = 0  # bytes that came before it was opened
         self.note = ""  # what is to be told besides, unless its end has more to tell
         self.received = 0
         self.sent = 0

@@ -266,7 +266,7 @@ async def test_a_connection_is_served_and_recorded(its: World) -> None:
         "audit": None,
         "destination_ip": "127.0.0.1",
         "destination_port": its.origin.getsockname()[1],
-        "heard": len(hello) + 8,
+        "head_size": len(hello) + 8,
         "note": "",
         "received": len(hello) + 8,
         "sent": 10,

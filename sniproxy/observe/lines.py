@@ -83,7 +83,7 @@ def decision_of(record: Record, event: Event) -> str:
 
 def received_by(record: Record, event: Event) -> int:
     """Bytes from downstream, by then."""
-    return record.heard if event is OPEN else record.received
+    return record.head_size if event is OPEN else record.received
 
 
 def sent_by(record: Record, event: Event) -> int:

@@ -23,7 +23,7 @@ def relayed() -> Record:
     record.allowed = True
     record.ground = Ground("policy.yaml", "us-wikipedia", "/etc/policy.yaml", 3)
     record.destination_ip, record.destination_port = "208.80.154.224", 443
-    record.heard, record.received, record.sent = 280, 298, 4711
+    record.head_size, record.received, record.sent = 280, 298, 4711
     record.end(Reason.DONE)
     return record
 

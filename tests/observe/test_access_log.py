@@ -49,7 +49,7 @@ def test_what_is_told_late_is_told_in_order_and_as_it_was(tmp_path: Path) -> Non
     clock, path = HandClock(), tmp_path / "log"
     log = worker_log(path, clock)
     record = Record(7, "10.1.2.3", 100.0)
-    record.heard = 280
+    record.head_size = 280
     log.write(record, Event.OPEN, 100.1)
     record.received, record.sent = 298, 4711
     record.end(Reason.CLIENT_RESET)

@@ -131,7 +131,7 @@ def test_an_opening_that_is_told_late_is_told_as_it_was(
     """When it happened, and what was known by then: nothing of how it went on."""
     monkeypatch.setattr(lines, "_time", lambda: 1.0e9 + lines._monotonic())
     record = Record(7, "10.1.2.3", 100.0)
-    record.allowed, record.heard, record.note = True, 280, "the hello offers ECH"
+    record.allowed, record.head_size, record.note = True, 280, "the hello offers ECH"
     monkeypatch.setattr(lines, "_monotonic", lambda: 100.1)
     at_once = form().line(record, Event.OPEN, 100.1)
     record.received, record.sent = 298, 4711
