@@ -141,7 +141,7 @@ class Relay(Watcher):
         self._idle = idle
         self._request = _Flow(downstream, upstream, CLIENT_RESET, received)
         self._response = _Flow(upstream, downstream, UPSTREAM_RESET, sent)
-        self._done: Pending[Reason] = Pending(is_urgent=False)  # what follows is closed sockets and a line in the log
+        self._done: Pending[Reason] = Pending()
         self._outcome = DONE
         self._touched = 0
         self._watch: HelloWatch | None = None
@@ -389,7 +389,7 @@ class Relay(Watcher):
         flow.is_over = True
         self._drop_pipe(flow)
         if self._other(flow).is_over:
-            self._end()
+            self._end(flow.sink)
             return
         try:
             flow.sink.shutdown(_SHUT_WR)
@@ -401,7 +401,7 @@ class Relay(Watcher):
     def _source_reset(self, flow: _Flow) -> None:
         """The source is gone, and with it the sink of the other flow."""
         self._outcome = flow.reset
-        self._end()
+        self._end(flow.sink)
 
     def _sink_reset(self, flow: _Flow) -> None:
         """The sink is gone. What it sent before may still wait in its buffer: the other flow reads to its end."""
@@ -409,12 +409,13 @@ class Relay(Watcher):
         self._outcome = other.reset
         flow.is_over = True
         if other.is_over:
-            self._end()
+            self._end(flow.source)
         else:
             self._pump(other, ended=True)
 
-    def _end(self) -> None:
-        self._done.succeed(self._outcome)
+    def _end(self, told: Socket) -> None:
+        """Both ways are over. The close of its socket is what tells `told`: a client waits for that, and no server."""
+        self._done.succeed(self._outcome, is_urgent=told is self._down)
 
     def _other(self, flow: _Flow) -> _Flow:
         return self._response if flow is self._request else self._request

@@ -46,35 +46,34 @@ def turn() -> Turn:
 class Pending(Generic[T]):
     """A result that one strand waits for: a future with nothing between its end and the strand's next turn.
 
-    Only a strand can await it, and only once. If it is not urgent, nobody waits for what the strand does then.
+    Only a strand can await it, and only once.
     """
 
-    __slots__ = ("_error", "_is_urgent", "_result", "_strand", "is_done")
+    __slots__ = ("_error", "_result", "_strand", "is_done")
 
-    def __init__(self, *, is_urgent: bool = True) -> None:
+    def __init__(self) -> None:
         self.is_done = False
-        self._is_urgent = is_urgent
         self._strand: Strand | None = None
         self._result: T | None = None
         self._error: BaseException | None = None
 
-    def succeed(self, result: T) -> None:
-        """The result, unless there is one already."""
+    def succeed(self, result: T, *, is_urgent: bool = True) -> None:
+        """The result, unless there is one already. It `is_urgent` if somebody waits for what the strand does then."""
         if not self.is_done:
             self.is_done = True
             self._result = result
-            self._wake()
+            self._wake(is_urgent=is_urgent)
 
     def fail(self, error: BaseException) -> None:
         """The same, with an error that the one who waits gets raised."""
         if not self.is_done:
             self.is_done = True
             self._error = error
-            self._wake()
+            self._wake(is_urgent=True)
 
-    def _wake(self) -> None:
+    def _wake(self, *, is_urgent: bool) -> None:
         if self._strand is not None:
-            self._strand.go_on(is_urgent=self._is_urgent)
+            self._strand.go_on(is_urgent=is_urgent)
 
     def __await__(self) -> Generator["Pending[T]", None, T]:
         if not self.is_done:

@@ -25,6 +25,7 @@ from sniproxy.net.readiness import READABLE, Readiness
 from sniproxy.net.relay import Relay, Tally
 from sniproxy.net.rounds import Watcher
 from sniproxy.net.sockets import unsent
+from sniproxy.net.strand import Strand
 from sniproxy.net.timers import TICK
 from sniproxy.outcome import Reason
 from sniproxy.wire.hello_retry import RETRY, HelloWatch
@@ -482,6 +483,30 @@ class TestEnds:
             stage.client.close()
             stage.origin.close()
             assert (Reason.DONE, (0, 0)) == (await stage.ends(), stage.totals())
+
+    @pytest.mark.parametrize("last", ["client", "origin"])
+    @pytest.mark.parametrize("is_reset", [False, True], ids=["an end", "a reset"])
+    async def test_a_client_that_waits_for_it_has_it_at_once(
+        self, watched: Watched, last: str, is_reset: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What ends on the origin's side is told the client by a close, and that is urgent; the other way it is not."""
+        told, go_on = list[bool](), Strand.go_on
+
+        def note(strand: Strand, *, is_urgent: bool) -> None:
+            told.append(is_urgent)
+            go_on(strand, is_urgent=is_urgent)
+
+        monkeypatch.setattr(Strand, "go_on", note)
+        async with relaying(watched) as stage:
+            first, then = (stage.origin, stage.client) if last == "client" else (stage.client, stage.origin)
+            if is_reset:
+                cut(then)
+            else:
+                first.shutdown(socket.SHUT_WR)
+                await read_to_end(then)
+                then.shutdown(socket.SHUT_WR)
+            await stage.ends()
+        assert told == [last == "origin"]
 
     async def test_an_end_waits_for_the_bytes_before_it(self, watched: Watched) -> None:
         """The client has ended long since; the origin reads only then, and after the last byte sees the end."""

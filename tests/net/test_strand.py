@@ -329,14 +329,14 @@ class TestTurns:
 
     def done(self, name: str, *, is_urgent: bool) -> None:
         """A strand awaits a result, which is there now."""
-        pending: Pending[None] = Pending(is_urgent=is_urgent)
+        pending: Pending[None] = Pending()
 
         async def story() -> None:
             await pending
             self.told.append(name)
 
         Strand(story(), self.turns, lambda _: None).run()
-        pending.succeed(None)
+        pending.succeed(None, is_urgent=is_urgent)
 
     def test_who_is_not_urgent_waits_for_a_round_without_an_event(self) -> None:
         self.done("end", is_urgent=False)
