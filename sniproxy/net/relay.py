@@ -414,7 +414,7 @@ class Relay(Watcher):
             self._pump(other, ended=True)
 
     def _end(self, told: Socket) -> None:
-        """Both ways are over. The close of its socket is what tells `told`: a client waits for that, and no server."""
+        """It is over. What tells `told` of it is the close of its socket: a client waits for that, and no server."""
         self._done.succeed(self._outcome, is_urgent=told is self._down)
 
     def _other(self, flow: _Flow) -> _Flow:

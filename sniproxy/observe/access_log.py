@@ -148,12 +148,11 @@ class AccessLog:
         try:
             self._tell()
         finally:
-            for sink in self._sinks.values():
+            sinks = self.sinks
+            for sink in sinks:
                 sink.flush()
-                if sink.waiting or sink.losses.may_end:
-                    self._is_due = True
-            if self._is_due or self._untold:
-                self._is_due = True
+            self._is_due = bool(self._untold) or any(sink.waiting or sink.losses.may_end for sink in sinks)
+            if self._is_due:
                 call_on_beat(self._clock, self._flush)
 
     def reopen(self) -> None:
