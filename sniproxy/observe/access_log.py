@@ -45,9 +45,17 @@ class _Outlet:
         self.form = form
         self.events = settings.events
         self._shares = {Event.OPEN: settings.sample.open, Event.CLOSE: settings.sample.close}
-        self.is_sampled = min(self._shares.values()) < 1.0
+        self._is_sampled = min(self._shares.values()) < 1.0
 
-    def keeps(self, record: Record, event: Event) -> bool:
+    def tell(self, record: Record, event: Event, now: float) -> None:
+        """Add the line of `event` to the sink, unless a sample leaves it out."""
+        if self._is_sampled and not self._keeps(record, event):
+            return
+        self.sink.add(self.form.line(record, event, now), level_of(record, event))
+        if self.sink.waiting >= MAX_BATCH:
+            self.sink.flush()
+
+    def _keeps(self, record: Record, event: Event) -> bool:
         """Whether the sample has this line. What was refused, or would be, is always in it.
 
         Connections are spread evenly by their numbers, so that it is known beforehand which ones it will be; and of
@@ -125,35 +133,26 @@ class AccessLog:
             self._tell()
 
     def _tell(self) -> None:
-        """Make lines of what waits. If one is at fault, what is behind it waits for the next beat."""
-        told = 0
-        try:
-            for record, event, now in self._untold:
-                told += 1
-                self._add_lines(record, event, now)
-        finally:
-            del self._untold[:told]
-
-    def _add_lines(self, record: Record, event: Event, now: float) -> None:
-        for outlet in self._wanting[event]:
-            if outlet.is_sampled and not outlet.keeps(record, event):
-                continue
-            sink = outlet.sink
-            sink.add(outlet.form.line(record, event, now), level_of(record, event))
-            if sink.waiting >= MAX_BATCH:
-                sink.flush()
+        """Make lines of what waits."""
+        for record, event, now in self._untold:
+            for outlet in self._wanting[event]:
+                try:
+                    outlet.tell(record, event, now)
+                except Exception:
+                    # A fault of ours costs one line of one log, and neither the others nor what comes after them.
+                    _log.exception("a line of the access log is lost", path=outlet.sink.path, connection=record.number)
+                    self._on_dropped(1)
+        self._untold.clear()
 
     def _flush(self) -> None:
         self._is_due = False
-        try:
-            self._tell()
-        finally:
-            sinks = self.sinks
-            for sink in sinks:
-                sink.flush()
-            self._is_due = bool(self._untold) or any(sink.waiting or sink.losses.may_end for sink in sinks)
-            if self._is_due:
-                call_on_beat(self._clock, self._flush)
+        self._tell()
+        sinks = self.sinks
+        for sink in sinks:
+            sink.flush()
+        self._is_due = any(sink.waiting or sink.losses.may_end for sink in sinks)
+        if self._is_due:
+            call_on_beat(self._clock, self._flush)
 
     def reopen(self) -> None:
         """Go on in new files where the old ones were renamed, as logrotate does it."""

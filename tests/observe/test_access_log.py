@@ -63,19 +63,32 @@ def test_what_is_told_late_is_told_in_order_and_as_it_was(tmp_path: Path) -> Non
     log.close()
 
 
-def test_what_cannot_be_told_keeps_nothing_else_from_it(tmp_path: Path) -> None:
-    clock, path = HandClock(), tmp_path / "log"
-    log = worker_log(path, clock)
+def test_a_line_that_cannot_be_made_is_told_and_counted_and_keeps_no_other_from_being_written(tmp_path: Path) -> None:
+    clock, path, dropped = HandClock(), tmp_path / "log", list[float]()
+    log = its_logs(Settings(path=str(path), events=ALL), clock=clock, dropped=dropped)
     broken = relayed()
     del broken.source_ip
     for record in (relayed(), broken, relayed()):
         log.write(record, Event.CLOSE, 101.0)
-    with pytest.raises(AttributeError):
+    with capture_logs() as told:
         clock.advance(1.5 * BEAT)
-    assert path.read_bytes().count(b"\n") == 1
-    clock.advance(1.5 * BEAT)
-    assert (path.read_bytes().count(b"\n"), clock.scheduled) == (2, 0)
+    assert (path.read_bytes().count(b"\n"), clock.scheduled, dropped) == (2, 0, [1])
+    assert [(each["log_level"], each["path"], each["connection"]) for each in told] == [("error", str(path), 7)]
     log.close()
+
+
+def test_a_line_that_one_log_cannot_make_is_in_the_others(tmp_path: Path) -> None:
+    clock, whole, part = HandClock(), tmp_path / "whole", tmp_path / "part"
+    log = its_logs(
+        Settings(path=str(part), events=ALL),
+        Settings(path=str(whole), format="nginx", template="$status", events=ALL),
+        clock=clock,
+    )
+    broken = relayed()
+    del broken.source_ip
+    log.write(broken, Event.CLOSE, 101.0)
+    log.close()
+    assert (part.read_bytes(), whole.read_bytes().count(b"\n")) == (b"", 1)
 
 
 def test_many_lines_do_not_wait(tmp_path: Path) -> None:
