@@ -93,7 +93,7 @@ class _Worker:
         self._recent = Recent(self._row)
         self._undecided = UndecidedCounts(task.board.workers, self._row)
         self._connections: set[Strand] = set()
-        self._all_ended = asyncio.Event()  # while draining
+        self._all_ended: asyncio.Event | None = None  # while connections are drained
         self._draining = asyncio.Event()
         self._others = [row.slots for row in task.board.workers if row is not self._row]
         self._active = slot_of(ACTIVE)
@@ -218,7 +218,7 @@ class _Worker:
 
     def _ended(self, connection: Strand) -> None:
         self._connections.discard(connection)
-        if not self._connections and self._draining.is_set():
+        if self._all_ended is not None and not self._connections:
             self._all_ended.set()
 
     def _has_room(self) -> bool:
@@ -233,14 +233,14 @@ class _Worker:
         if not self._connections:
             return
         _log.info("draining", connections=len(self._connections), seconds=seconds)
-        self._all_ended.clear()
+        all_ended = self._all_ended = asyncio.Event()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all_ended.wait(), seconds)
+            await asyncio.wait_for(all_ended.wait(), seconds)
             return
         rest = list(self._connections)
         for connection in rest:
             connection.cancel()
-        await self._all_ended.wait()
+        await all_ended.wait()
         _log.warning("drain time is over", closed=len(rest))
 
     async def _heartbeat(self) -> None:

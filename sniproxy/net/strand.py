@@ -156,10 +156,10 @@ class Turns:
 
         A strand that raises is at fault, and ends there.
         """
-        for _ in range(_TURNS_A_ROUND):
-            if self._urgent.is_empty:
-                break
+        turns = 0
+        while turns < _TURNS_A_ROUND and not self._urgent.is_empty:
             self._run(self._urgent.take())
+            turns += 1
         self._busy_rounds += 1
         if not is_busy or self._busy_rounds > _PATIENCE:
             self._busy_rounds = 0

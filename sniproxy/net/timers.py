@@ -1,12 +1,12 @@
 """One coarse timer for every deadline of every connection.
 
 A timer of asyncio costs 0.6 KB and a heap entry a connection; here an entry is a place in a ring, and one call a tick
-looks at the rings that are due. Deadlines hold to one tick, which is fine for time-outs and wrong for anything finer.
+looks at the ring that is due. Deadlines hold to one tick, which is fine for time-outs and wrong for anything finer.
 While nothing is armed nothing ticks.
 
-An owner is its own entry: it is a Timer, and in one ring at most. A ring is linked through its timers (Varghese and
-Lauck, Hashed and Hierarchical Timing Wheels, 1987), so that to arm and to disarm one is a few pointers, and neither
-asks for memory nor for a hash.
+It is a hashed wheel with unsorted rings (Varghese and Lauck, Hashed and Hierarchical Timing Wheels, 1987, scheme 6):
+there are so many rings and no more, each linked through its timers, so that to arm and to disarm one is a few pointers,
+and neither asks for memory nor for a hash. An owner is its own entry: it is a Timer, and in one ring at most.
 """
 
 import math
@@ -16,6 +16,9 @@ from typing import Final
 from sniproxy.net.clock import Clock
 
 TICK: Final = 0.1  # seconds
+
+# A turn of the wheel takes 26 seconds. A timer that has longer is passed by once a turn, which costs a comparison.
+_RINGS: Final = 256
 
 # The value of `slot` while a timer is not armed.
 UNARMED: Final = -1
@@ -39,8 +42,8 @@ class _Ring(Timer):
 
     __slots__ = ()
 
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
+    def __init__(self) -> None:
+        self.slot = UNARMED
         self.after = self.before = self
 
 
@@ -51,7 +54,8 @@ class TimerWheel:
         self.clock = clock
         self._time = clock.time
         self._on_fault = on_fault
-        self._rings: dict[int, _Ring] = {}  # by their slot; none is empty
+        self._rings = [_Ring() for _ in range(_RINGS)]  # a slot's timers are in the ring of its number, modulo _RINGS
+        self._armed = 0  # timers
         self.next_tick = self.now  # while any timer is armed, a clock that costs nothing to read
         self._ticking = False
 
@@ -81,13 +85,12 @@ class TimerWheel:
             self.next_tick = self.now + 1
             self.clock.call_at(self.next_tick * TICK, self._tick)
         slot = max(slot, self.next_tick)
-        ring = self._rings.get(slot)
-        if ring is None:
-            ring = self._rings[slot] = _Ring(slot)
+        ring = self._rings[slot % _RINGS]
         timer.slot = slot
         timer.before, timer.after = ring, ring.after
         _neighbour(ring.after).before = timer
         ring.after = timer
+        self._armed += 1
 
     def disarm(self, timer: Timer) -> None:
         """Forget `timer`; nothing happens if it is not armed."""
@@ -95,24 +98,22 @@ class TimerWheel:
             return
         before, after = _neighbour(timer.before), _neighbour(timer.after)
         before.after, after.before = after, before
-        if before is after:
-            # Nothing is left but the ring, which would keep the wheel turning, and itself.
-            del self._rings[timer.slot]
-            before.after = before.before = None
         timer.before = timer.after = None
         timer.slot = UNARMED
+        self._armed -= 1
 
     def _tick(self) -> None:
         # Called at the beginning of the tick `next_tick`; where rounding says otherwise, rounding is wrong.
         now = max(self.now, self.next_tick)
-        # Each slot up to now is visited once; a slot that is armed meanwhile is later than all of them.
-        while self.next_tick <= now:
-            slot = self.next_tick
-            self.next_tick += 1
-            # Taken one by one, for each may disarm or put off others of its own tick.
-            while (ring := self._rings.get(slot)) is not None:
-                self._expire(_neighbour(ring.after))
-        self._ticking = bool(self._rings)
+        # One for each slot up to now, but none twice.
+        rings = range(self.next_tick, min(now + 1, self.next_tick + _RINGS))
+        self.next_tick = now + 1  # what is armed meanwhile is later
+        for number in rings:
+            for timer in _due(self._rings[number % _RINGS], now):
+                # Unless another of them has disarmed it or put it off.
+                if UNARMED < timer.slot <= now:
+                    self._expire(timer)
+        self._ticking = self._armed > 0
         if self._ticking:
             self.clock.call_at(self.next_tick * TICK, self._tick)
 
@@ -123,6 +124,17 @@ class TimerWheel:
         except Exception as error:
             # One that fails must not take the others' time-outs with it, now or later.
             self._on_fault(error)
+
+
+def _due(ring: _Ring, now: int) -> list[Timer]:
+    """The timers of `ring` whose time is up; the others' is some turns of the wheel away."""
+    due = []
+    timer = _neighbour(ring.after)
+    while timer is not ring:
+        if timer.slot <= now:
+            due.append(timer)
+        timer = _neighbour(timer.after)
+    return due
 
 
 def _neighbour(timer: Timer | None) -> Timer:

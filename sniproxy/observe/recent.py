@@ -1,9 +1,9 @@
 """What a worker remembers of its connections, for people to look at: the newest, and the most frequent.
 
-On the way of a connection it costs an append and two counts in a dictionary. Once a second, if anything happened, the
-worker writes it all on its bulletin, where the admin process reads it. Nothing that a client sends makes it grow: there
-are so many entries and no more, each text in them is cut, and what is too much for the bulletin is left out, oldest and
-rarest first. A successor goes on with the frequencies of a worker that died, as it does with its counts.
+On the way of a connection it costs three places in lists. Once a second, if anything happened, the worker writes it all
+on its bulletin, where the admin process reads it. Nothing that a client sends makes it grow: there are so many entries
+and no more, each text in them is cut, and what is too much for the bulletin is left out, oldest and rarest first. A
+successor goes on with the frequencies of a worker that died, as it does with its counts.
 """
 
 import time

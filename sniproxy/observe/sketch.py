@@ -1,12 +1,13 @@
 """The most frequent of many values, in a table that cannot grow, whoever chooses the values.
 
-The sketch of Misra and Gries (Finding repeated elements, 1982), taken in batches: counts are gathered exactly, and
-when a batch is full they are added to the table, of which only the largest stay. What is dropped is subtracted from
+The sketch of Misra and Gries (Finding repeated elements, 1982), taken in batches: values wait until a batch is full,
+and then are counted and added to the table, of which only the largest stay. What is dropped is subtracted from
 all that stay (Agarwal et al., Mergeable Summaries, 2012), so that a count is too small by `error` at most, and `error`
-is at most the total divided by the size of the table. Counting costs a dictionary's update; the rest is once a batch.
+is at most the total divided by the size of the table. To add a value costs a place in a list; the rest is once a batch.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -26,24 +27,23 @@ class Sketch:
     """Counts values by their text."""
 
     def __init__(self) -> None:
-        self._pending: dict[Hashable, int] = {}
+        self._pending: list[Hashable] = []
         self._counts: dict[str, int] = {}
         self._error = 0
 
     def add(self, value: Hashable) -> None:
-        pending = self._pending
-        pending[value] = pending.get(value, 0) + 1
-        if len(pending) >= _BATCH:
+        self._pending.append(value)
+        if len(self._pending) >= _BATCH:
             self.merge({}, 0)
 
     def merge(self, counts: Mapping[str, int], error: int) -> None:
         """Add what another one has counted."""
         sums = self._counts
-        for source in (self._pending, counts):
+        for source in (Counter(self._pending), counts):
             for value, count in source.items():
                 text = str(value)
                 sums[text] = sums.get(text, 0) + count
-        self._pending = {}
+        self._pending.clear()
         self._error += error
         if len(sums) > KEPT:
             dropped = heapq.nlargest(KEPT + 1, sums.values())[-1]

@@ -38,7 +38,7 @@ def wheel_at(now: float = 1000.0) -> tuple[HandClock, TimerWheel]:
 
 
 times = st.floats(0, 100_000)
-delays = st.floats(0, 30)
+delays = st.floats(0, 60)  # up to some turns of the wheel
 
 
 @given(times, st.lists(st.tuples(delays, delays), min_size=1, max_size=20))
@@ -53,13 +53,13 @@ def test_a_timer_expires_within_one_tick_after_its_time_and_never_before(
         alarm = Alarm(clock)
         wheel.arm(alarm, delay)
         armed.append((alarm, clock.now + delay))
-    clock.advance(31)
+    clock.advance(61)
     for alarm, due in armed:
         (rang,) = alarm.rang
         assert due - EPSILON <= rang <= due + TICK + EPSILON
 
 
-@given(times, delays, st.floats(0.0, 5.0))
+@given(times, delays, st.floats(0.0, 100.0))
 def test_a_loop_that_was_busy_is_late_once(start: float, delay: float, stall: float) -> None:
     """Ticks that were missed are made up for together; none is counted twice, and none is lost."""
     clock, wheel = wheel_at(start)
@@ -67,7 +67,7 @@ def test_a_loop_that_was_busy_is_late_once(start: float, delay: float, stall: fl
     wheel.arm(alarm, delay)
     due = clock.now + delay
     clock.stall(stall)
-    clock.advance(31)
+    clock.advance(61)
     (rang,) = alarm.rang
     assert due - EPSILON <= rang <= max(due, start + stall) + TICK + EPSILON
 
