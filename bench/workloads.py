@@ -17,8 +17,9 @@ sample of each workload.
     storm      thousands of connections at once, to a proxy that had none: time until all are served, CPU each
     refused    connections with a name that is not allowed, as fast as they go: CPU each
     crowd      10 to 8,000 connections at a time, as fast as they go: whether the CPU of a connection stays the same
-    workers    one worker and two, on both cores, with the same load and with as much each: whether the CPU of a
-               connection stays the same, and how evenly connections spread
+    workers    one worker and two, with the same load and with as much each: whether the CPU of a connection stays
+               the same, and how evenly connections spread
+    shared     the same on both cores, of which one is the load's too
     log        sniproxy alone: what log and metrics cost
     reload     sniproxy alone, and not in the default run: what 100,000 rules cost that are read anew under load
 
@@ -34,6 +35,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from bench.admin import scraped
@@ -63,7 +65,6 @@ from bench.stage import DENIED_NAME, KB, MB, SHORT_NAMES, Load
 ONE_IN = 100  # idle connections speaks,
 WORDS_A_SECOND = 10  # so often
 AT_A_TIME = 32  # connections, where nothing else is said
-WORKERS = 2
 
 
 def _at_once(run: Callable[[Start, Scale], Sample]) -> Run:
@@ -245,34 +246,30 @@ def _crowd(proxy: Proxy, scale: Scale) -> Sample:
 # ---------------------------------------------------------------- other settings
 
 
-def _workers(start: Start, scale: Scale) -> Turns[Sample]:
-    """Every process may run on every core; what ksoftirqd does on either counts.
+def _workers(start: Start, scale: Scale, name: str, *, everywhere: bool) -> Turns[Sample]:
+    """Two workers have the load that one has, and then as much each.
 
-    Two workers have the load that one has, and then as much each: what they cost for being two is in both, and in the
-    first also what it costs that each has half the connections to do at once.
+    What they cost for being two is in both, and in the first also what it costs that each has half the connections to
+    do at once. With `everywhere` what the ksoftirqd of either core does counts. Metrics begin with `name`.
     """
-
-    def setting(workers: int) -> Setting:
-        return Setting(workers=workers, everywhere=True)
-
-    with start(setting(1)) as one, start(setting(WORKERS)) as several:
-        for proxy in (one, several):
+    with start(Setting(everywhere=everywhere)) as one, start(Setting(workers=2, everywhere=everywhere)) as two:
+        for proxy in (one, two):
             _warm(proxy, scale)
         parts = yield from in_turns(
             {
                 "1": measure_in_turns(one, _shorts(scale), scale.slices),
-                "2": measure_in_turns(several, _shorts(scale), scale.slices),
-                "each": measure_in_turns(several, _shorts(scale, WORKERS * AT_A_TIME), scale.slices),
+                "2": measure_in_turns(two, _shorts(scale), scale.slices),
+                "each": measure_in_turns(two, _shorts(scale, 2 * AT_A_TIME), scale.slices),
             }
         )
         spread = {}
-        if several.recipe.ours:
-            settle(several.pid)
-            spread = {"workers_spread": busiest_share(several.log, WORKERS) * 100}
-    values = {f"workers_{name}": part.us_each for name, part in parts.items()}
+        if two.recipe.ours:
+            settle(two.pid)
+            spread = {f"{name}_spread": busiest_share(two.log, 2) * 100}
+    values = {f"{name}_{load}": part.us_each for load, part in parts.items()}
     growth = {
-        "workers_growth": values["workers_2"] / values["workers_1"],
-        "workers_scaling": values["workers_each"] / values["workers_1"],
+        f"{name}_growth": parts["2"].us_each / parts["1"].us_each,
+        f"{name}_scaling": parts["each"].us_each / parts["1"].us_each,
     }
     return together(values | growth | spread, parts)
 
@@ -388,14 +385,26 @@ _WORKLOADS = (
     Workload(
         "workers",
         (
-            Metric("workers_1", "CPU per connection, 1 worker, both cores", "us"),
-            Metric("workers_2", "CPU per connection, 2 workers, both cores", "us"),
+            Metric("workers_1", "CPU per connection, 1 worker", "us"),
+            Metric("workers_2", "CPU per connection, 2 workers", "us"),
             Metric("workers_each", "the same, each with the load of one", "us"),
             Metric("workers_growth", "2 workers to 1 worker", "x", (Target(1.1),)),
             Metric("workers_scaling", "the same, each with the load of one", "x"),
             Metric("workers_spread", "the busier worker's connections", "%", (Target(55.0),)),
         ),
-        _workers,
+        partial(_workers, name="workers", everywhere=False),
+    ),
+    Workload(
+        "shared",
+        (
+            Metric("shared_1", "CPU per connection, 1 worker, on both cores", "us"),
+            Metric("shared_2", "CPU per connection, 2 workers, on both cores", "us"),
+            Metric("shared_each", "the same, each with the load of one", "us"),
+            Metric("shared_growth", "2 workers to 1 worker, on both cores", "x"),
+            Metric("shared_scaling", "the same, each with the load of one", "x"),
+            Metric("shared_spread", "the busier worker's connections", "%", (Target(55.0),)),
+        ),
+        partial(_workers, name="shared", everywhere=True),
     ),
     Workload(
         "log",

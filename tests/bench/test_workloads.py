@@ -62,5 +62,6 @@ def test_what_must_be_reached_is_measured_by_default() -> None:
         "crowd_growth": [(1.15, None)],
         "workers_growth": [(1.1, None)],
         "workers_spread": [(55.0, None)],
+        "shared_spread": [(55.0, None)],
         "log_cost": [(1.15, None)],
     }
