@@ -385,10 +385,10 @@ _WORKLOADS = (
     Workload(
         "workers",
         (
-            Metric("workers_1", "CPU per connection, 1 worker", "us"),
-            Metric("workers_2", "CPU per connection, 2 workers", "us"),
+            Metric("workers_1", "CPU per connection, 1 worker on one core", "us"),
+            Metric("workers_2", "CPU per connection, 2 workers on one core", "us"),
             Metric("workers_each", "the same, each with the load of one", "us"),
-            Metric("workers_growth", "2 workers to 1 worker", "x", (Target(1.1),)),
+            Metric("workers_growth", "2 workers to 1 worker, on one core", "x"),
             Metric("workers_scaling", "the same, each with the load of one", "x"),
             Metric("workers_spread", "the busier worker's connections", "%", (Target(55.0),)),
         ),
@@ -400,7 +400,7 @@ _WORKLOADS = (
             Metric("shared_1", "CPU per connection, 1 worker, on both cores", "us"),
             Metric("shared_2", "CPU per connection, 2 workers, on both cores", "us"),
             Metric("shared_each", "the same, each with the load of one", "us"),
-            Metric("shared_growth", "2 workers to 1 worker, on both cores", "x"),
+            Metric("shared_growth", "2 workers to 1 worker, on both cores", "x", (Target(1.1),)),
             Metric("shared_scaling", "the same, each with the load of one", "x"),
             Metric("shared_spread", "the busier worker's connections", "%", (Target(55.0),)),
         ),
