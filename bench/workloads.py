@@ -274,6 +274,21 @@ def _workers(start: Start, scale: Scale, name: str, *, everywhere: bool) -> Turn
     return together(values | growth | spread, parts)
 
 
+def _workers_workload(name: str, where: str, *growth: Target, everywhere: bool) -> Workload:
+    return Workload(
+        name,
+        (
+            Metric(f"{name}_1", f"CPU per connection, 1 worker, {where}", "us"),
+            Metric(f"{name}_2", f"CPU per connection, 2 workers, {where}", "us"),
+            Metric(f"{name}_each", "the same, each with the load of one", "us"),
+            Metric(f"{name}_growth", f"2 workers to 1 worker, {where}", "x", growth),
+            Metric(f"{name}_scaling", "the same, each with the load of one", "x"),
+            Metric(f"{name}_spread", "the busier worker's connections", "%", (Target(55.0),)),
+        ),
+        partial(_workers, name=name, everywhere=everywhere),
+    )
+
+
 def busiest_share(log: Path, workers: int) -> float:
     """Of the connections in sniproxy's log, what share the worker had that had most: 1/workers is even.
 
@@ -382,30 +397,8 @@ _WORKLOADS = (
         ),
         _on_one(_crowd),
     ),
-    Workload(
-        "workers",
-        (
-            Metric("workers_1", "CPU per connection, 1 worker on one core", "us"),
-            Metric("workers_2", "CPU per connection, 2 workers on one core", "us"),
-            Metric("workers_each", "the same, each with the load of one", "us"),
-            Metric("workers_growth", "2 workers to 1 worker, on one core", "x"),
-            Metric("workers_scaling", "the same, each with the load of one", "x"),
-            Metric("workers_spread", "the busier worker's connections", "%", (Target(55.0),)),
-        ),
-        partial(_workers, name="workers", everywhere=False),
-    ),
-    Workload(
-        "shared",
-        (
-            Metric("shared_1", "CPU per connection, 1 worker, on both cores", "us"),
-            Metric("shared_2", "CPU per connection, 2 workers, on both cores", "us"),
-            Metric("shared_each", "the same, each with the load of one", "us"),
-            Metric("shared_growth", "2 workers to 1 worker, on both cores", "x", (Target(1.1),)),
-            Metric("shared_scaling", "the same, each with the load of one", "x"),
-            Metric("shared_spread", "the busier worker's connections", "%", (Target(55.0),)),
-        ),
-        partial(_workers, name="shared", everywhere=True),
-    ),
+    _workers_workload("workers", "on one core", everywhere=False),
+    _workers_workload("shared", "on both cores", Target(1.1), everywhere=True),
     Workload(
         "log",
         (
