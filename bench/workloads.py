@@ -274,14 +274,14 @@ def _workers(start: Start, scale: Scale, name: str, *, everywhere: bool) -> Turn
     return together(values | growth | spread, parts)
 
 
-def _workers_workload(name: str, where: str, *growth: Target, everywhere: bool) -> Workload:
+def _workers_workload(name: str, where: str, *, everywhere: bool) -> Workload:
     return Workload(
         name,
         (
             Metric(f"{name}_1", f"CPU per connection, 1 worker, {where}", "us"),
             Metric(f"{name}_2", f"CPU per connection, 2 workers, {where}", "us"),
             Metric(f"{name}_each", "the same, each with the load of one", "us"),
-            Metric(f"{name}_growth", f"2 workers to 1 worker, {where}", "x", growth),
+            Metric(f"{name}_growth", f"2 workers to 1 worker, {where}", "x", (Target(1.1),)),
             Metric(f"{name}_scaling", "the same, each with the load of one", "x"),
             Metric(f"{name}_spread", "the busier worker's connections", "%", (Target(55.0),)),
         ),
@@ -398,7 +398,7 @@ _WORKLOADS = (
         _on_one(_crowd),
     ),
     _workers_workload("workers", "on one core", everywhere=False),
-    _workers_workload("shared", "on both cores", Target(1.1), everywhere=True),
+    _workers_workload("shared", "on both cores", everywhere=True),
     Workload(
         "log",
         (

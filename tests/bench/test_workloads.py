@@ -60,6 +60,7 @@ def test_what_must_be_reached_is_measured_by_default() -> None:
         "latency_p99": [(1.0, "nginx")],
         "roundtrip_added": [(1.1, "nginx")],
         "crowd_growth": [(1.15, None)],
+        "workers_growth": [(1.1, None)],
         "workers_spread": [(55.0, None)],
         "shared_growth": [(1.1, None)],
         "shared_spread": [(55.0, None)],
