@@ -41,7 +41,8 @@ class Scale:
     """How much work a sample is; numbers are of connections where nothing else is said."""
 
     rounds: int
-    slices: int  # in which a sample is taken where proxies take turns
+    starts: int  # of the same proxy, of which a sample is the mean where proxies take turns
+    slices: int  # in which it is taken, of all starts together
     short: int
     short_warm_up: int
     pages: int  # of 100 KB
@@ -66,6 +67,7 @@ class Scale:
 
 FULL = Scale(
     rounds=5,
+    starts=2,
     slices=8,
     short=20_000,
     short_warm_up=2_000,
@@ -84,6 +86,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     rounds=1,
+    starts=1,
     slices=2,
     short=5_000,
     short_warm_up=1_000,
@@ -236,8 +239,15 @@ def measure(proxy: Proxy, load: Load) -> Measured:
     return Measured(load, result, block.usage, result.problems(load) + block.problems)
 
 
-def measure_in_turns(proxy: Proxy, load: Load, slices: int) -> Turns[Measured]:
-    """The same in so many slices, and before each of them a turn for the others.
+@contextlib.contextmanager
+def started_anew(start: Start, scale: Scale, setting: Setting) -> Iterator[list[Proxy]]:
+    """The same proxy, several times: where its memory happens to be makes one start cost 5 % more than another."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(start(setting)) for _ in range(scale.starts)]
+
+
+def measure_in_turns(proxies: Sequence[Proxy], load: Load, slices: int) -> Turns[Measured]:
+    """The same in so many slices, shared out to the starts of one proxy, and before each of them a turn for the others.
 
     What slows the machine down for a second or two so meets all of them, and what a slice was disturbed by matters as
     much as it lasted.
@@ -245,10 +255,10 @@ def measure_in_turns(proxy: Proxy, load: Load, slices: int) -> Turns[Measured]:
     parts = []
     for number in range(slices):
         yield
-        parts.append(measure(proxy, load.slice(number, slices)))
+        parts.append(measure(proxies[number * len(proxies) // slices], load.slice(number, slices)))
     result, usage = LoadResult.joined([part.result for part in parts]), Usage.joined([part.usage for part in parts])
     whole = replace(load, count=load.count // slices * slices)
-    problems = result.problems(whole) + usage_problems(usage, proxy.stage.cores, proxy.cores)
+    problems = result.problems(whole) + usage_problems(usage, proxies[0].stage.cores, proxies[0].cores)
     return Measured(whole, result, usage, problems)
 
 

@@ -1,8 +1,8 @@
 """The work that every proxy is given, and what is read off it.
 
-A workload takes a fresh proxy, warms it up, measures once, or in slices between which the other proxies have theirs,
-and returns a sample: one value a metric, what was wrong, and the raw figures. Each round of a run gives each proxy one
-sample of each workload.
+A workload takes a fresh proxy, warms it up and measures once, or starts it several times and measures in slices
+between which the other proxies have theirs; it returns a sample: one value a metric, what was wrong, and the raw
+figures. Each round of a run gives each proxy one sample of each workload.
 
     short      connections as fast as they go, 32 at a time: CPU of the proxy a connection
     100kb      the same with answers of 100 KB
@@ -33,7 +33,7 @@ sizes at its start, but touches only in use, are charged as they are touched.
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from bench.sample import (
     measure,
     measure_in_turns,
     metered_proxy,
+    started_anew,
     together,
 )
 from bench.stage import DENIED_NAME, KB, MB, SHORT_NAMES, Load
@@ -88,18 +89,19 @@ def _on_one(run: Callable[[Proxy, Scale], Sample]) -> Run:
     return _at_once(sample)
 
 
-def _on_one_in_turns(run: Callable[[Proxy, Scale], Turns[Sample]]) -> Run:
-    """A workload of one proxy that is as all are, while others have their turns."""
+def _on_one_in_turns(run: Callable[[list[Proxy], Scale], Turns[Sample]]) -> Run:
+    """A workload of one proxy that is as all are, started several times, while others have their turns."""
 
     def sample(start: Start, scale: Scale) -> Turns[Sample]:
-        with start(COMMON) as proxy:
-            return (yield from run(proxy, scale))
+        with started_anew(start, scale, COMMON) as proxies:
+            return (yield from run(proxies, scale))
 
     return sample
 
 
-def _warm(proxy: Proxy, scale: Scale) -> None:
-    proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=AT_A_TIME))
+def _warm(proxies: Iterable[Proxy], scale: Scale) -> None:
+    for proxy in proxies:
+        proxy.load(Load(SHORT_NAMES, count=scale.short_warm_up, concurrency=AT_A_TIME))
 
 
 def _touch(proxy: Proxy) -> None:
@@ -110,9 +112,9 @@ def _touch(proxy: Proxy) -> None:
 # ---------------------------------------------------------------- bytes
 
 
-def _short(proxy: Proxy, scale: Scale) -> Turns[Sample]:
-    _warm(proxy, scale)
-    measured = yield from measure_in_turns(proxy, _shorts(scale), scale.slices)
+def _short(proxies: list[Proxy], scale: Scale) -> Turns[Sample]:
+    _warm(proxies, scale)
+    measured = yield from measure_in_turns(proxies, _shorts(scale), scale.slices)
     return measured.sample(short_cpu=measured.us_each)
 
 
@@ -207,10 +209,11 @@ def _roundtrip(proxy: Proxy, scale: Scale) -> Sample:
 # ---------------------------------------------------------------- many connections
 
 
-def _latency(proxy: Proxy, scale: Scale) -> Turns[Sample]:
-    proxy.load(Load(SHORT_NAMES, count=scale.rate, rate=scale.rate))
+def _latency(proxies: list[Proxy], scale: Scale) -> Turns[Sample]:
+    for proxy in proxies:
+        proxy.load(Load(SHORT_NAMES, count=scale.rate, rate=scale.rate))
     load = Load(SHORT_NAMES, count=scale.rate * scale.latency_seconds, rate=scale.rate)
-    measured = yield from measure_in_turns(proxy, load, scale.slices)
+    measured = yield from measure_in_turns(proxies, load, scale.slices)
     return measured.sample(
         latency_p50=measured.result.p50_us,
         latency_p99=measured.result.p99_us,
@@ -233,7 +236,7 @@ def _refused(proxy: Proxy, scale: Scale) -> Sample:
 
 
 def _crowd(proxy: Proxy, scale: Scale) -> Sample:
-    _warm(proxy, scale)
+    _warm([proxy], scale)
     parts = {
         level: measure(proxy, Load(SHORT_NAMES, count=max(scale.crowd, 3 * level), concurrency=level))
         for level in scale.levels
@@ -252,9 +255,11 @@ def _workers(start: Start, scale: Scale, name: str, *, everywhere: bool) -> Turn
     What they cost for being two is in both, and in the first also what it costs that each has half the connections to
     do at once. With `everywhere` what the ksoftirqd of either core does counts. Metrics begin with `name`.
     """
-    with start(Setting(everywhere=everywhere)) as one, start(Setting(workers=2, everywhere=everywhere)) as two:
-        for proxy in (one, two):
-            _warm(proxy, scale)
+    with (
+        started_anew(start, scale, Setting(everywhere=everywhere)) as one,
+        started_anew(start, scale, Setting(workers=2, everywhere=everywhere)) as two,
+    ):
+        _warm(one + two, scale)
         parts = yield from in_turns(
             {
                 "1": measure_in_turns(one, _shorts(scale), scale.slices),
@@ -263,9 +268,10 @@ def _workers(start: Start, scale: Scale, name: str, *, everywhere: bool) -> Turn
             }
         )
         spread = {}
-        if two.recipe.ours:
-            settle(two.pid)
-            spread = {f"{name}_spread": busiest_share(two.log, 2) * 100}
+        if two[0].recipe.ours:
+            for proxy in two:
+                settle(proxy.pid)
+            spread = {f"{name}_spread": max(busiest_share(proxy.log, 2) for proxy in two) * 100}
     values = {f"{name}_{load}": part.us_each for load, part in parts.items()}
     growth = {
         f"{name}_growth": parts["2"].us_each / parts["1"].us_each,
@@ -308,13 +314,12 @@ def _log(start: Start, scale: Scale) -> Turns[Sample]:
     measured without log.
     """
     with start(COMMON) as on, start(Setting(log=False)) as off:
-        for proxy in (on, off):
-            _warm(proxy, scale)
+        _warm([on, off], scale)
         with scraped(on):
             parts = yield from in_turns(
                 {
-                    "on": measure_in_turns(on, _shorts(scale), scale.slices),
-                    "off": measure_in_turns(off, _shorts(scale), scale.slices),
+                    "on": measure_in_turns([on], _shorts(scale), scale.slices),
+                    "off": measure_in_turns([off], _shorts(scale), scale.slices),
                 }
             )
     counting = _counting(off)

@@ -1,12 +1,25 @@
 """What is wrong with a measured block, and how much work a machine has room for."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from bench.measure import Cpu, Usage
 from bench.processes import Cores
-from bench.sample import FULL, Measured, Sample, Turns, finished, greatest_growth, in_turns, together, usage_problems
+from bench.proxies import Proxy
+from bench.sample import (
+    FULL,
+    Measured,
+    Sample,
+    Turns,
+    finished,
+    greatest_growth,
+    in_turns,
+    measure_in_turns,
+    together,
+    usage_problems,
+)
 from bench.stage import GB, Load, LoadResult, Problem
 
 CORES = Cores(proxy=1, load=0)
@@ -73,6 +86,23 @@ def test_parts_are_told_apart_in_one_sample() -> None:
     assert sample.values == {"a": 1.0}
     assert sample.problems == [Problem("odd", "second: 1")]
     assert set(sample.raw) == {"first", "second"}
+
+
+def test_a_samples_slices_are_shared_out_to_the_starts_of_its_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has slices of both directions of the turns; CPU is summed over all of them."""
+    taken: list[str] = []
+
+    def measure(proxy: Any, load: Load) -> Measured:
+        taken.append(f"{proxy.name} {load.count}")
+        result = LoadResult(load.count, load.count, 0, 1.0, {}, load.count, 1, 1, 1, 1, 1)
+        return Measured(load, result, Usage(Cpu(proxy.seconds, 0, 0)), [])
+
+    monkeypatch.setattr("bench.sample.measure", measure)
+    stage = SimpleNamespace(cores=CORES)
+    starts = [SimpleNamespace(name=f"start {at}", seconds=at, stage=stage, cores=(1,)) for at in (1, 2)]
+    whole = finished(measure_in_turns(cast(list[Proxy], starts), Load(("a.bench.example",), count=20), 4))
+    assert taken == ["start 1 5", "start 1 5", "start 2 5", "start 2 5"]
+    assert whole.us_each == (1 + 1 + 2 + 2) / 20 * 1e6
 
 
 def work(told: list[str], name: str, slices: int) -> Turns[str]:
