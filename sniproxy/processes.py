@@ -19,6 +19,9 @@ HANDLED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHL
 # Of these, what a child does not heed unless it says so: its parent turns them into what they mean for it.
 _IGNORED = frozenset({signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 
+# Of the real-time signals only the first and the last have one.
+_SIGNAL_NAMES = {int(number): number.name for number in signal.Signals}
+
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 # A process that has lived this long starts over with the first pause.
@@ -110,7 +113,8 @@ def _live(work: Callable[[], None]) -> None:
 def cause_of(status: int) -> str:
     """How a process ended, from what waitpid(2) says."""
     if os.WIFSIGNALED(status):
-        return f"signal {signal.Signals(os.WTERMSIG(status)).name}"
+        number = os.WTERMSIG(status)
+        return f"signal {_SIGNAL_NAMES.get(number, number)}"
     return f"exit {os.WEXITSTATUS(status)}"
 
 

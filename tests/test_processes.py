@@ -113,6 +113,17 @@ def test_a_child_tells_its_end_once() -> None:
     child.kill(signal.SIGKILL)
 
 
+@pytest.mark.parametrize(
+    ("number", "cause"), [(signal.SIGKILL, "signal SIGKILL"), (signal.SIGRTMIN + 1, f"signal {signal.SIGRTMIN + 1}")]
+)
+def test_a_child_that_was_killed_names_the_signal(number: int, cause: str) -> None:
+    """By its number, where Python has no name for it: who sends such a one must not bring down the parent."""
+    child = Child("one")
+    child.start(signal.pause)
+    os.kill(child.pid, number)
+    assert child.has_ended(wait=True) == cause
+
+
 def test_who_keeps_dying_is_started_later_and_later() -> None:
     """And who has lived for a while, soon again."""
     child = Child("one")
