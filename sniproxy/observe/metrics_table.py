@@ -9,6 +9,7 @@ _HEAD = """\
 # Metrics
 
 `http://ADMIN-ADDRESS/metrics` has them in Prometheus's text format, or as OpenMetrics for a scraper that asks for it.
+`admin.metrics_address` has the same for scrapers from elsewhere, who may call it by any name: of a Service, or a host.
 They are for all workers together, as of the moment that they were asked for, and counters never go back while the proxy
 runs, whichever worker dies. A label takes only words of the program or names that a policy has, never what a client
 sent: the number of series has a bound that nobody but the operator can move. More policies and rules than 511 a worker

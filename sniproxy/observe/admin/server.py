@@ -1,7 +1,8 @@
 """The admin process: two doors, of which one is for people on this machine and the other for scrapers and probes.
 
-Both only tell. Who asks under a name that is not an address or localhost gets nothing, so that no web page can read
-this by rebinding a name of its own; and what is answered may not be framed, sniffed or kept.
+Both only tell, and what is answered may not be framed, sniffed or kept. Who asks at the first under a name that is not
+an address or localhost gets nothing, so that no web page can read it by rebinding a name of its own; scrapers come to
+the other by whatever name it has where they are.
 """
 
 import asyncio
@@ -81,7 +82,7 @@ async def _serve(task: AdminTask) -> None:
 
 def new_metrics_app(board: Scoreboard) -> Handler:
     """What scrapers and probes need, and no more."""
-    return _guarded(routed(_metrics_routes(board)))
+    return routed(_metrics_routes(board))
 
 
 def new_app(board: Scoreboard, in_force: InForce, history: History) -> Handler:

@@ -279,6 +279,14 @@ def test_scrapers_get_what_they_need_and_no_more(path: str, board: Scoreboard, m
         assert status(scraper, path)[0] == HTTPStatus.NOT_FOUND
 
 
+@pytest.mark.parametrize("path", SCRAPED)
+def test_scrapers_come_by_any_name(path: str, board: Scoreboard, meters: list[Meter]) -> None:
+    """That of a Service, a container or a host: what they get tells nothing of what clients asked for."""
+    with serving(new_metrics_app(board)) as scraper:
+        for host in ("sniproxy.istio-system.svc:9403", "localhost", "10.1.2.3:9403"):
+            assert status(scraper, path, host)[0] == HTTPStatus.OK
+
+
 WRONG_QUESTIONS = {
     "nothing": ("", "sni is missing; write /explain?sni=en.wikipedia.org"),
     "an empty name": ("?sni=", "sni is missing; write /explain?sni=en.wikipedia.org"),
