@@ -121,6 +121,14 @@ class Sample:
 
 Start = Callable[[Setting], contextlib.AbstractContextManager[Proxy]]
 
+
+@contextlib.contextmanager
+def started_anew(start: Start, scale: Scale, setting: Setting) -> Iterator[list[Proxy]]:
+    """The same proxy, several times: where its memory happens to be makes one start cost 5 % more than another."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(start(setting)) for _ in range(scale.starts)]
+
+
 K = TypeVar("K")
 T = TypeVar("T")
 # Work that is done in slices: at each `yield` others may have theirs.
@@ -237,13 +245,6 @@ def measure(proxy: Proxy, load: Load) -> Measured:
     with metered_proxy(proxy) as block:
         result = proxy.load(load)
     return Measured(load, result, block.usage, result.problems(load) + block.problems)
-
-
-@contextlib.contextmanager
-def started_anew(start: Start, scale: Scale, setting: Setting) -> Iterator[list[Proxy]]:
-    """The same proxy, several times: where its memory happens to be makes one start cost 5 % more than another."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(start(setting)) for _ in range(scale.starts)]
 
 
 def measure_in_turns(proxies: Sequence[Proxy], load: Load, slices: int) -> Turns[Measured]:

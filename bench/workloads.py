@@ -311,7 +311,7 @@ def _log(start: Start, scale: Scale) -> Turns[Sample]:
     """With everything on and the metrics read once a second, and with no log and the metrics unread.
 
     That connections are counted cannot be switched off. `bench.counting` times it, and its figure is taken off what is
-    measured without log.
+    measured without log. Each is started once: one whose metrics are read costs the core in the other's turns, too.
     """
     with start(COMMON) as on, start(Setting(log=False)) as off:
         _warm([on, off], scale)
